@@ -1,0 +1,1 @@
+"""The GPT-OSS decoder: knows tensors, nothing of text or training."""

@@ -1,0 +1,100 @@
+"""The decoder: GPT-OSS to the letter, so that a trained folder opens wherever GPT-OSS models do.
+
+Axes: B batch, T tokens, C channels, V vocabulary. Parameter names are those of `GptOssForCausalLM` in `transformers`,
+less the leading "model.".
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mini_transformer.config import ModelConfig
+from mini_transformer.model.attention import Attention
+from mini_transformer.model.cache import Cache
+from mini_transformer.model.experts import MixtureOfExperts
+from mini_transformer.model.rotary import rotary_table
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.empty(config.n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One layer: attention, then experts, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config)
+        self.mlp = MixtureOfExperts(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+        x_btc = x_btc + self.dropout(self.self_attn(self.input_layernorm(x_btc), rotary, cache))
+        return x_btc + self.dropout(self.mlp(self.post_attention_layernorm(x_btc)))
+
+
+class Decoder(nn.Module):
+    """Token ids (B, T) to logits (B, T, V)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = RMSNorm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        cos, sin = rotary_table(config.rope, config.head_dim, config.block_size)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """All initial values: normal with the deviation 0.02 for matrices, sinks and router; ones for norms; else zero.
+
+        The two projections into the residual stream are smaller by sqrt(2 * n_layer), as in GPT-2, so that the stream
+        does not grow with depth.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "experts.down_proj")):
+                parameter.normal_(std=0.02 * (2 * self.config.n_layer) ** -0.5)
+            elif name.endswith(("bias", "_bias")):
+                parameter.zero_()
+            else:
+                parameter.normal_(std=0.02)
+
+    def forward(self, ids_bt: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V). With a cache, `ids_bt` are the tokens behind those that it holds, and it takes them in."""
+        start = cache.length if cache is not None else 0
+        end = start + ids_bt.shape[1]
+        if end > self.config.block_size:
+            raise ValueError(f"{end} tokens do not fit a block of {self.config.block_size}")
+        rotary = (self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end])
+        x_btc = self.dropout(self.embed_tokens(ids_bt))
+        for block in self.layers:
+            x_btc = block(x_btc, rotary, cache)
+        if cache is not None:
+            cache.length = end
+        logits: Tensor = self.lm_head(self.norm(x_btc))
+        return logits
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Total parameters, and those that work on any one token (the chosen experts only)."""
+        total = sum(p.numel() for p in self.parameters())
+        experts = sum(p.numel() for name, p in self.named_parameters() if ".experts." in name)
+        idle = experts * (self.config.n_experts - self.config.experts_per_token) // self.config.n_experts
+        return total, total - idle
