@@ -1,0 +1,1 @@
+"""What the trainer is fed: sources, documents, batches."""

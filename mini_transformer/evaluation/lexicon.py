@@ -1,0 +1,158 @@
+"""Word families that the rules of French verse cannot tell from spelling alone.
+
+Families of `GLIDES_*` are patterns matched against a word in which `/` stands before the glide:
+`d/iabl` speaks of *diable*, *diablesse*, *endiablé*. Lists were written by hand from the usage that
+the manuals of versification describe; nothing is copied from a dictionary.
+"""
+
+import re
+
+
+def _family(patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns.split()))
+
+
+# Words whose h (or whose first sound) forbids elision. Each entry begins a word.
+ASPIRATED_H = re.compile(
+    "|".join(
+        r"""
+        ha$ hach hag hai haï hâ hal(?!eine|luc|ogèn) ham(?!eç|adr) han hap har(?!mon|usp) has haub haus haut hav
+        hay haz hé$ heaum hél(?:er|ait|ant|a)$ hem$ hein$ henn hérau hère hériss herni héron héros$ hers hêtr
+        heu$ heurt hib hic$ hid hiérarch hie$ hiss hi$ ho$ hobe hoch holà hola holl homard hong honni hont hoqu
+        hord horion hors hott hou hu$ huch hue hué hua huan huguen huit(?!r) hulott hulul hum(?:er|é|ant|ait|a|e)$
+        hun$ huns$ hupp hur huss(?!ie) hutt
+        """.split()
+    )
+)
+# Vowels that do not let the e before them go, and words before which usage wavers.
+NO_ELISION = re.compile(r"onz|ouist|yacht|yol|yatag|uhlan|y[aeo](?!ux|us)")
+EITHER_ELISION = frozenset("oui henri hyène hyènes ouate huis".split())
+
+# -ent that is pronounced (nouns, adjectives, adverbs, third person singular).
+FULL_ENT = frozenset(
+    """
+    souvent auvent avent couvent convent paravent fervent contrevent engoulevent
+    talent insolent opulent turbulent indolent somnolent dolent virulent succulent corpulent truculent
+    relent vigilent pestilent bienveillent violent excellent équivalent nonchalent
+    présent absent représent ressent consent pressent assent
+    accent récent décent indécent innocent adolescent convalescent vincent effervescent
+    accident incident occident évident ardent prudent imprudent impudent confident président résident
+    dissident trident strident précédent antécédent provident chiendent
+    argent agent urgent diligent négligent indigent intelligent régent sergent tangent contingent
+    astringent insurgent entregent
+    parent apparent transparent différent indifférent torrent concurrent adhérent cohérent inhérent
+    révérent déférent belligérent laurent florent garent
+    serpent arpent repent
+    fréquent éloquent conséquent subséquent inconséquent grandiloquent onguent
+    pénitent impénitent content mécontent impotent compétent patent latent intermittent malcontent
+    omnipotent ventripotent
+    permanent éminent continent imminent pertinent impertinent proéminent incontinent abstinent
+    influent affluent confluent congruent
+    patient impatient orient client inconvénient ingrédient expédient escient récipient émollient
+    quotient conscient inconscient
+    """.split()
+)
+# Written alike, pronounced or not: le couvent / les poules couvent, il est content / ils content.
+EITHER_ENT = frozenset(
+    """couvent content violent excellent président résident négligent équivalent parent pressent
+    affluent influent ferment convergent expédient précédent""".split()
+)
+# The verbs whose -ment is a mute ending; every other -ment is a noun or an adverb.
+VERBS_IN_MER = frozenset(
+    """
+    aim dorm form charm anim ranim nomm enflamm consum exprim blasphèm blasphêm sèm parsèm fum parfum allum
+    rallum estim mésestim supprim imprim comprim déprim réprim arm alarm désarm affirm confirm endorm rendorm
+    transform inform conform réform déform assomm consomm chôm ram clam réclam proclam déclam acclam affam
+    diffam tram bram écum présum résum assum accoutum plum abîm abym prim opprim rim grim décim envenim
+    intim ferm enferm referm renferm germ calm embaum gomm somm surnomm renomm dénomm pâm blâm entam essaim
+    hum exhum inhum légitim périm escrim
+    """.split()
+)
+
+# The infinitives in -ier (minus -ier): their i is a syllable in every form.
+VERBS_IN_IER = re.compile(
+    r"(?:re|r|dé|mé|més)?(?:l|all|n|man|mar|sc|f|conf|par|appar|cop|charr|all|p)|.*[ié]f|.*(?:"
+    + "|".join(
+        """
+        humil concil résil spol pall fol affil exp ^ép pép contrar injur var salar inventor color histor excor étud
+        mend reméd déd congéd expéd répud parod irrad incend préc assoc dissoc négoc remerc souc grac licenc
+        fianc différenc vic offic bénéfic init balbut chât amnist rassas extas calomn commun ingén env conv dév
+        obv asphyx réfug privilég justic supplic graph dén ren
+        """.replace("^", "").split()
+    )
+    + ")"
+)
+
+# i before a vowel: one syllable with it (synaeresis).
+GLIDES_I_ONE = _family(
+    r"""
+    (?:^|[aeéiou])d/iabl d/iacr ^f/iacr d/iantr ^l/iard mill/iard p/iastr p/ioch m/ioch ch/iourm
+    it/ié oit/ié p/ié(?:$|t(?!é)|ç|g|d|c|m) s/ié(?:g|cl) t/iéd ass/ié(?:g|r) n/iéc f/iév l/iév m/iév
+    ^[cfm]/iel emm/iel ^v/iell
+    ^b/ien b/ien(?:s|$|t|v|f|h|d) comb/ien ^r/iens?$ vaur/ien ^[mts]/ien(?:$|s$|n) ^ch/ien chrét/ien ^v/ien
+    (?:^|main|sou|re|entre|con|dé|obs|ob|abs|appar|rappar|ét)t/ien(?!c)
+    (?:^|re|de|par|inter|pré|sur|con|dis|sub|contre|ad|pro|sou|discon|ressou|bien|obv)v/ien
+    d/ieux?$ ^l/ieu(?!r) mil/ieu banl/ieu m/ieux ^v/ieu c/ieux$ ad/ieu ess/ieu ép/ieu ^p/ieuvr ^y/eu
+    ns/ieur ess/ieur ^s/ieur lus/ieur hébr/ieu
+    v/ieil v/iei ^s/ied ss/ied p/ied ^p/iet p/ierr t/ier[cs] ^v/ierg ^c/ierg f/ier(?:t|s$) nt/iers?$
+    ^/y
+    """
+)
+# i before a vowel where good authors count one or two.
+GLIDES_I_EITHER = _family(
+    r"""
+    h/ier ^anc/ien ^f/iers?$ gard/ien b/iais n/iais op?in/iâtr f/iol bab/iol best/iol car/iol m/iaul p/iaul p/iaill
+    char/iot lor/iot mat/ias v/iand ca?h/ier f/ient p/iaf mar/ionn
+    conv/ient$ sangl/ier boucl/ier gr/ie[fv] br/ie[fv] best/iaux k/iosq l/iais
+    """
+)
+# i before è: two syllables (elsewhere one, as in lumière).
+GLIDES_IE_TWO = _family(r"^d/ièt qu?/ièt ^h/ièr")
+# u before i: two syllables (elsewhere one, as in nuit).
+GLIDES_UI_TWO = _family(r"^r/uin ^br/uin dr/uid fl/uid ^s/uicid u/it [dnpt]/uité g[eé]n/uin t/uition tr/uism")
+GLIDES_UI_EITHER = _family(r"br/ui[rst] jés/uit grat/uit ^p/uîn fort/uit")
+# u before another vowel: nearly always two; usage wavers in these.
+GLIDES_U_EITHER = _family(r"éc/uell s/uèd")
+# ou before a vowel.
+GLIDES_OU_ONE = _family(r"^/oui$ /ouins?$ /ouin[cd] ^/oues ^/ouais ^/ouist")
+GLIDES_OU_EITHER = _family(
+    r"""f/ouet ch/ouett gir/ouett pir/ouett f/ouin l/ouis c/ouard c/ouenn d/ouan ^/ouat ^/ouaill éd/ouard"""
+)
+# o before a vowel.
+GLIDES_O_ONE = _family(r"m/o[eëê]l p/o[êeë]l")
+
+# Rhymes. Words in -er whose r is heard; old verse also let them rhyme for the eye with infinitives.
+SOUNDED_ER = re.compile(
+    r"mer|cher|fier|hier|ver|fer|enfer|hiver|amer|outremer|tiers?|univer|ver|enver|diver|traver|perver|p?ier|conver"
+    r"|jupiter|lucifer|esther|auster|her|cancer|éther|reister|pater|magister|abner|seer|ger"
+)
+# Words whose oi was never ai: nouns, and verbs in the present.
+TRUE_OI = frozenset(
+    """
+    bois fois mois lois rois trois dois vois crois reçois aperçois conçois poids pois voix croix noix choix
+    toit droit froid doit voit croit reçoit boit endroit adroit exploit étroit détroit moi toi soi foi loi roi
+    quoi effroi emploi convoi tournoi pourquoi envoi renvoi aloi beffroi bourgeois courtois hautbois villageois
+    soit autrefois toutefois parfois sournois putois carquois empois patois gaulois grégeois croît accroît
+    doigt doigts toits droits endroits exploits bois sois bois émoi désarroi surcroît aboi abois pantois minois
+    octroi charroi dois aperçoit conçoit
+    """.split()
+)
+# -ille where the l is heard.
+HARD_ILL = re.compile(r"(?:^|[^a-z])(?:v|m)ill$|tranquill$|distill$|oscill$|(?:vaude|bal)?vill$|pupill$|imbécill$|sibyll$|osc?ill$")
+# Words that sound otherwise than they are written, or in two ways.
+SPECIAL_SOUNDS = {
+    word: frozenset(sounds.split("/"))
+    for word, sounds in (
+        pair.split(":")
+        for pair in """
+        eu:y eus:y eut:y eût:y est:E et:é les:E des:E mes:E tes:E ses:E ces:E es:E clef:é clefs:é
+        fils:i/is hélas:a/as tous:U/Us sens:A/As plus:y mars:ars ours:Urs os:o/os lis:i/is lys:i/is jadis:i/is
+        mœurs:Q/Qrs/Qr monsieur:Q messieurs:Q sept:Et net:E/Et fat:a/at temps:A champs:A champ:A corps:or
+        fusil:i gentil:i sourcil:i sourcils:i outil:i outils:i persil:i/il péril:il/iJ avril:il mil:il fil:il
+        sang:A rang:A flanc:A blanc:A long:O joug:U bourg:Ur plomb:O respect:E/Ek aspect:E/Ek estomac:a tabac:a
+        hymen:I/En amen:I/En examen:I/En éden:I/En clerc:Er porc:or/ork nerf:Er/Erf cerf:Er/Erf
+        tronc:O franc:A banc:A jonc:O croc:o broc:o œufs:Q bœufs:Q nerfs:Er cerfs:Er
+        août:U saoul:U paon:A faon:A solennel:El
+        """.split()
+    )
+}

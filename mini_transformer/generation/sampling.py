@@ -1,0 +1,33 @@
+"""From logits to the next token: temperature, top-k, top-p."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn.
+
+    temperature: divides the logits; 0 takes the likeliest token. top_k: only the k likeliest (0: all). top_p: only the
+    likeliest whose probabilities first reach p together (Holtzman et al. 2020, arXiv 1904.09751; 1: all).
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def pick(logits_v: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Draw one token id from logits (V,) on the CPU."""
+    if sampling.temperature == 0:
+        return int(logits_v.argmax())
+    scores, ids = (logits_v.double() / sampling.temperature).sort(descending=True, stable=True)
+    if sampling.top_k:
+        scores, ids = scores[: sampling.top_k], ids[: sampling.top_k]
+    probabilities = scores.softmax(-1)
+    if sampling.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens: the first always stays
+        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
+    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

@@ -1,0 +1,1 @@
+"""Text and tokens: knows nothing of models or training."""

@@ -1,0 +1,1 @@
+"""One trainer; phases are data."""

@@ -1,0 +1,178 @@
+"""What a run leaves in its folder so that the same command goes on where it was.
+
+`run.json` says which run the folder holds and whether it is finished; `checkpoints/` holds the newest state, written
+whole or not at all. Loading a state never runs code from it (`weights_only`).
+"""
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mini_transformer
+from mini_transformer.config import TrainConfig, flag
+from mini_transformer.errors import UserError
+from mini_transformer.export.huggingface import CONFIG, GENERATION, WEIGHTS, read_json
+from mini_transformer.files import replacing, write_json
+from mini_transformer.training.phases import Material
+
+RUN, METRICS, CURVE, TEXT, STATE_DICT = "run.json", "metrics.jsonl", "loss_curve.png", "generated_text.txt", "model.pt"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
+# What may differ between two calls of the same run without changing its result.
+FREE = ("out_dir", "overwrite", "device", "gpus", "sample_interval", "checkpoint_interval", "val_data", "encoding")
+
+
+@dataclass
+class State:
+    """All that resuming needs. Order, dropout and schedule follow from the seed and these numbers."""
+
+    phase: int  # index of the phase
+    iteration: int  # iterations of it that are done
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    best_loss: float
+    best_where: tuple[int, int]  # phase and iteration of the best weights
+    best: dict[str, Tensor]  # the best weights, under their names on disk
+    metrics_size: int  # bytes of metrics.jsonl that belong to it
+
+
+def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
+    """Everything that the result depends on, by flag; texts by their hash, so that a moved file is the same text."""
+    values: dict[str, Any] = {}
+    for part in (config.model, config.optim, config.run):
+        for f in dataclasses.fields(part):
+            if f.metadata and f.name not in FREE:
+                values[flag(f.name)] = getattr(part, f.name)
+    suffixes = [""] if len(config.phases) == 1 else [f"-{phase.name}" for phase in config.phases]
+    for suffix, text in zip(suffixes, material.phases, strict=True):
+        name = f"--{text.phase.name}-data" if suffix else "--data"
+        values |= {f"--max-iters{suffix}": text.phase.iters, f"--lr{suffix}": text.phase.lr, name: text.digest}
+    return values | {"--val-data": material.validation_digest}
+
+
+def environment(device: str, precision: torch.dtype) -> dict[str, Any]:
+    """What "bit for bit" depends on beside the settings."""
+    return {
+        "version": mini_transformer.__version__,
+        "torch": torch.__version__,
+        "device": device,
+        "precision": str(precision).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self._saved_at = float("-inf")
+        self._save_seconds = 0.0
+
+    def open(self, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+        """What the folder holds: the record of the same run, or None if it is free.
+
+        Raises `UserError` if it cannot be written, or holds another run or model that `overwrite` does not give up.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--out-dir: {self.folder} is a file, not a folder")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"--out-dir: {self.folder} cannot be written ({error.strerror})") from None
+        if overwrite:
+            self._clear()
+        held = [name for name in OURS if (self.folder / name).exists()]
+        if RUN in held:
+            record = read_json(self.folder / RUN)
+            if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+                raise UserError(f"{self.folder / RUN}: damaged; --overwrite starts anew")
+            nothing_to_lose = WEIGHTS not in held and not self._states()
+            if nothing_to_lose:
+                return None
+            if difference := _difference(record["settings"], wanted):
+                raise UserError(
+                    f"--out-dir: {self.folder} holds a run with other settings ({difference}); "
+                    "take another --out-dir, or --overwrite to give that run up"
+                )
+            return record
+        if held:
+            raise UserError(
+                f"--out-dir: {self.folder} holds {held[0]}, but no run of ours; take another --out-dir, "
+                "or --overwrite to replace the model there"
+            )
+        return None
+
+    def _clear(self) -> None:
+        """Remove what a run writes, and nothing else. `run.json` goes last: until then it is still a run's folder."""
+        for path in self._states():
+            path.unlink(missing_ok=True)
+        for name in reversed(OURS):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def record(self, wanted: dict[str, Any], surroundings: dict[str, Any], finished: bool) -> None:
+        """Say which run the folder holds."""
+        write_json(
+            self.folder / RUN, {"finished": finished, "settings": wanted, "environment": surroundings}
+        )
+
+    def save(self, state: State, name: str) -> None:
+        """Write a state, then drop the older one. Raises `UserError` if the disk is full."""
+        started = time.monotonic()
+        self.checkpoints.mkdir(exist_ok=True)
+        path = self.checkpoints / f"{state.phase}-{name}-{state.iteration:08d}.pt"
+        try:
+            with replacing(path) as draft:
+                torch.save(vars(state), draft)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: the checkpoint could not be written ({error}); the last one stands") from None
+        for old in self._states():
+            if old != path:
+                old.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - started
+
+    def save_is_due(self) -> bool:
+        """Whether saving now would keep the time spent on it under about 5%."""
+        return time.monotonic() - self._saved_at >= 20 * self._save_seconds
+
+    def load(self) -> State | None:
+        """The newest state, or None. Raises `UserError` if it is damaged."""
+        states = self._states()
+        if not states:
+            return None
+        try:
+            return State(**torch.load(states[-1], map_location="cpu", weights_only=True))
+        except Exception as error:  # the unpickler may raise anything on damaged bytes
+            raise UserError(
+                f"{states[-1]}: damaged ({type(error).__name__}); --overwrite starts anew"
+            ) from None
+
+    def _states(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("*.pt")) if self.checkpoints.is_dir() else []
+
+    def drop_drafts(self) -> None:
+        """Remove what a killed process was writing."""
+        for place in (self.folder, self.checkpoints):
+            for draft in place.glob(".*.draft"):
+                os.unlink(draft)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first setting that differs, in words; empty if none does."""
+    for name in [*new, *(name for name in old if name not in new)]:
+        if old.get(name) != new.get(name):
+            if name.endswith("-data") or name == "--data":
+                return f"{name}: the text is another one"
+            return f"{name}: {old.get(name, 'none')} there, {new.get(name, 'none')} here"
+    return ""

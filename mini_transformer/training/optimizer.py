@@ -1,0 +1,49 @@
+"""AdamW for the weights, and the rule that keeps the experts evenly busy."""
+
+import torch
+from torch import nn
+
+from mini_transformer.config import OptimConfig
+from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.experts import Router
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, not to norms, sinks and biases (some biases have two axes)."""
+    return parameter.ndim >= 2 and not name.endswith("bias")
+
+
+def make_optimizer(model: Decoder, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with two groups that cover every parameter once."""
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if decays(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(named)
+    fused = named[0][1].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def routers(model: Decoder) -> list[Router]:
+    """The routers of all layers that have a choice to make."""
+    return [m for m in model.modules() if isinstance(m, Router) and len(m.bias) > 1]
+
+
+@torch.no_grad()
+def balance(model: Decoder, rate: float) -> float:
+    """Move each router's bias one step towards the experts that took too few tokens, and start counting anew.
+
+    The rule is that of Wang et al. 2024 (arXiv 2408.15664), but there the bias touches the choice alone; here it is the
+    router's own, which the exported model has too. Returns the load of the busiest expert of all layers over the mean
+    (1: perfectly even).
+    """
+    busiest = 1.0
+    for router in routers(model):
+        load = router.load.float()
+        mean = load.mean()
+        if mean > 0:
+            router.bias += rate * torch.sign(mean - load)
+            busiest = max(busiest, (load.max() / mean).item())
+        router.load.zero_()
+    return busiest

@@ -1,0 +1,135 @@
+"""A whole training run: from settings to a finished folder."""
+
+import dataclasses
+import sys
+import time
+
+import torch
+
+from mini_transformer.config import TrainConfig, check
+from mini_transformer.device import describe, pick_device, pick_precision
+from mini_transformer.errors import UserError
+from mini_transformer.export import huggingface
+from mini_transformer.model.decoder import Decoder
+from mini_transformer.training.checkpoint import RunFolder, environment, settings
+from mini_transformer.training.optimizer import balance
+from mini_transformer.training.phases import Material, read_material
+from mini_transformer.training.report import duration
+from mini_transformer.training.trainer import Trainer, stop_on_signal
+
+LONG = 6 * 3600.0  # seconds from which a run is announced as long
+WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
+
+
+def train(config: TrainConfig) -> None:
+    """Train as configured and leave the model in the run's folder; goes on where an earlier call was stopped.
+
+    Raises `UserError` for wrong input before anything is written, `Stopped` when interrupted (the state is saved).
+    """
+    check(config)
+    device = pick_device(config.run.device, config.run.gpus)
+    precision = pick_precision(config.run.precision, device)
+    material = read_material(config)
+    if material.block_size < config.model.block_size:
+        print(f"The text is short: the block shrinks from {config.model.block_size} to {material.block_size} tokens")
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, block_size=material.block_size)
+        )
+    folder = RunFolder(config.run.out_dir)
+    wanted = settings(config, material)
+    record = folder.open(wanted, config.run.overwrite)
+    if record is not None and record.get("finished"):
+        print(f"{config.run.out_dir}: this run is finished; nothing to do (--overwrite trains it anew)")
+        return
+    surroundings = environment(device.type, precision)
+    if record is not None and record.get("environment") != surroundings:
+        print(f"Note: begun as {record.get('environment')}, going on as {surroundings}: not the same bit for bit")
+    _introduce(config, material, device, precision)
+
+    torch.manual_seed(config.run.seed)
+    model = Decoder(config.model.resolve(material.tokenizer.vocab_size)).to(device)
+    total, active = model.parameter_counts()
+    print(f"Model: {total:,} parameters, {active:,} of them at work on each token")
+    folder.drop_drafts()
+    with stop_on_signal() as stop:
+        trainer = Trainer(config, material, model, folder, precision, stop)
+        _warn_if_long(trainer, active)
+        folder.record(wanted, surroundings, finished=False)
+        _write_texts(config, material, model)
+        try:
+            with _deterministic(device):
+                trainer.fit()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of memory on {describe(device)}: set --micro-batch-size below {trainer.micro_batch_size} "
+                "(the result stays the same), or take a smaller model"
+            ) from None
+    folder.record(wanted, surroundings, finished=True)
+    print(f"\nThe best weights, of validation loss {trainer.state.best_loss:.3f}, are in {config.run.out_dir}")
+
+
+def _introduce(config: TrainConfig, material: Material, device: torch.device, precision: torch.dtype) -> None:
+    print(f"Device: {describe(device)}, {str(precision).removeprefix('torch.')}")
+    for text in material.phases:
+        count = len(text.stream.documents)
+        print(f"Text, {text.phase.name}: {text.characters:,} characters in {count} document{'s' * (count > 1)}")
+    print(
+        f"Validation: {material.validation_characters:,} characters; "
+        f"vocabulary: {material.tokenizer.vocab_size} tokens, "
+        f"{material.tokenizer.vocab_size - len(material.unseen)} of them in the text"
+    )
+
+
+def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> None:
+    """Everything of the model's folder but the weights."""
+    phases = [{"name": p.name, "max_iters": p.iters, "lr": p.lr} for p in config.phases]
+    facts = {"tokenizer": "char", "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
+    huggingface.write_config(
+        config.run.out_dir, model.config, material.tokenizer.end_id, material.unseen, facts
+    )
+    material.tokenizer.save(config.run.out_dir, model.config.block_size)
+
+
+class _deterministic:
+    """Repeatable algorithms on the CPU, where the promise of equality bit for bit holds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.wanted = device.type == "cpu"
+
+    def __enter__(self) -> None:
+        self.before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(self.before or self.wanted)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before)
+
+
+def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
+    """Say before the start how long a big run will take on this device, and what would be quicker."""
+    tokens = trainer.config.optim.batch_size * trainer.model.config.block_size
+    iterations = sum(phase.iters for phase in trainer.config.phases)
+    if 6 * active_parameters * tokens * iterations < WORTH_TIMING:
+        return
+    seconds = estimate_seconds(trainer)
+    if seconds > LONG:
+        print(
+            f"Warning: {iterations:,} iterations of this model will take about {duration(seconds)} on "
+            f"{describe(trainer.device)}; --preset laptop gives a first result in under an hour",
+            file=sys.stderr,
+        )
+
+
+def estimate_seconds(trainer: Trainer) -> float:
+    """The time that all iterations will take, judged by one forward and backward pass of one micro-batch."""
+    block = torch.zeros((trainer.micro_batch_size, trainer.model.config.block_size), dtype=torch.int64)
+    seconds = 0.0
+    for _ in range(2):  # the first one warms up
+        started = time.monotonic()
+        trainer.loss_sum(block, block).backward()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - started
+    trainer.model.zero_grad(set_to_none=True)
+    balance(trainer.model, 0.0)
+    passes = trainer.config.optim.batch_size / trainer.micro_batch_size
+    return seconds * passes * sum(phase.iters for phase in trainer.config.phases)
