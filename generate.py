@@ -1,4 +1,4 @@
-"""Write with a model: the same as `mini-transformer generate`. `python generate.py --help` lists the flags."""
+"""Write with a model: the same as `mini-transformer generate`; `python generate.py --help` lists the flags."""
 
 import sys
 

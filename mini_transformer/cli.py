@@ -38,6 +38,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": form, "allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
         raise UserError(message.removeprefix("argument "))
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -113,7 +114,7 @@ def train_config(argv: Sequence[str]) -> TrainConfig:
         return Phase(name, tuple(given[f"{name}_data"]), value("max_iters", iters), value("lr", usual_lr))
 
     two = given["pretrain_data"], given["finetune_data"]
-    wrong = ("max_iters_pretrain", "max_iters_finetune", "lr_pretrain", "lr_finetune")
+    wrong = ["max_iters_pretrain", "max_iters_finetune", "lr_pretrain", "lr_finetune"]
     if given["data"] and any(two):
         raise UserError("--data: one phase, or --pretrain-data and --finetune-data for two; not both")
     if given["data"]:
@@ -122,7 +123,7 @@ def train_config(argv: Sequence[str]) -> TrainConfig:
     elif all(two):
         lr_pretrain = lr * LR_PRETRAIN / LR
         phases = (phase("pretrain", "_pretrain", lr_pretrain), phase("finetune", "_finetune", lr))
-        wrong = ("max_iters", "lr")
+        wrong = ["max_iters", "lr"]
     elif any(two):
         missing = "--finetune-data" if two[0] else "--pretrain-data"
         raise UserError(f"{missing}: missing; training in two phases needs both texts (for one phase, use --data)")
@@ -162,9 +163,21 @@ def generate(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--prompt", default="", help="text to continue; may be empty")
     add("--max-new-tokens", type=int, default=400, metavar="N", help="tokens to write, beyond the block too")
-    add("--temperature", type=float, default=0.8, metavar="X", help="0: always the likeliest token; 1: as learned")
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="0: always the likeliest token; 1: as learned",
+    )
     add("--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest tokens only (0: all)")
-    add("--top-p", type=float, default=1.0, metavar="X", help="draw from the likeliest tokens that sum to X only")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="draw from the likeliest tokens that sum to X only",
+    )
     add("--seed", type=int, metavar="N", help="for the same text again; a new one is drawn and told otherwise")
     add("--num-samples", type=int, default=1, metavar="N", help="texts to write, two blank lines between them")
     add("--stop-at-end", action="store_true", help="stop where the model ends a document")

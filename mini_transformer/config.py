@@ -45,9 +45,7 @@ class ModelConfig:
     n_kv_head: int = option(0, "key/value heads, shared by the attention heads (0: as many)", least=0)
     n_experts: int = option(4, "experts per layer (1: a dense model)", least=1)
     experts_per_token: int = option(2, "experts that each token uses", least=1)
-    expert_hidden: int = option(
-        0, "hidden size of an expert (0: 8/3 of the width over the experts per token)", least=0
-    )
+    expert_hidden: int = option(0, "hidden size of an expert (0: 8/3 of the width over the experts per token)", least=0)
     sliding_window: int = option(0, "tokens that every second layer sees (0: the whole block)", least=0)
     dropout: float = option(0.2, "share of activations dropped in training", least=0.0, most=0.9)
     vocab_size: int = 0
@@ -81,16 +79,12 @@ class OptimConfig:
     """How the weights move."""
 
     batch_size: int = option(64, "blocks per iteration, whatever the number of processes", least=1)
-    warmup_iters: int = option(
-        100, "iterations in which the rate rises (at most a tenth of the phase)", least=0
-    )
+    warmup_iters: int = option(100, "iterations in which the rate rises (at most a tenth of the phase)", least=0)
     weight_decay: float = option(0.1, "pull of matrices towards zero, times the rate", least=0.0)
     beta1: float = option(0.9, "AdamW: memory of the gradient", least=0.0, most=0.9999)
     beta2: float = option(0.99, "AdamW: memory of its square", least=0.0, most=0.99999)
     grad_clip: float = option(1.0, "longest gradient; a longer one is shortened", above=0.0)
-    balance_rate: float = option(
-        1e-3, "step of the router's bias towards experts with too few tokens", least=0.0
-    )
+    balance_rate: float = option(1e-3, "step of the router's bias towards experts with too few tokens", least=0.0)
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,7 @@ class RunConfig:
     """Where and how the run goes; nothing here but the seed, the validation text and precision changes its result."""
 
     out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR")
-    val_data: Path | None = option(
-        None, "validation text, instead of a tenth of the training text", metavar="FILE"
-    )
+    val_data: Path | None = option(None, "validation text, instead of a tenth of the training text", metavar="FILE")
     encoding: str = option("utf-8", "encoding of the text files")
     seed: int = option(1337, "seed of weights, order and dropout", least=0, most=2**63 - 1)
     eval_interval: int = option(100, "iterations between evaluations", least=1)
@@ -108,9 +100,7 @@ class RunConfig:
     sample_interval: int = option(500, "iterations between samples of writing (0: none)", least=0)
     checkpoint_interval: int = option(100, "iterations between checkpoints", least=1)
     micro_batch_size: int = option(0, "blocks computed at once, to fit memory (0: chosen)", least=0)
-    precision: str = option(
-        "auto", "bfloat16 where it is faster and safe", choices=("auto", "float32", "bfloat16")
-    )
+    precision: str = option("auto", "bfloat16 where it is faster and safe", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     gpus: str | None = option(None, "id of the GPU to use", metavar="ID")
     overwrite: bool = option(False, "replace a run that the folder holds")

@@ -16,7 +16,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     draft = path.with_name(f".{path.name}.draft")
     try:
+        draft.touch()
+        permissions = draft.stat().st_mode
         yield draft
+        draft.chmod(permissions)  # those of any new file, whoever wrote to it
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)

@@ -21,7 +21,13 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if b"\0" in data and encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig", "latin-1", "cp1252"):
+    if b"\0" in data and encoding.lower().replace("_", "-") in (
+        "utf-8",
+        "utf8",
+        "utf-8-sig",
+        "latin-1",
+        "cp1252",
+    ):
         raise UserError(f"{path}: a binary file (zero byte at offset {data.index(0)}), not text")
     try:
         return data.decode(encoding)

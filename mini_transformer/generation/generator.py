@@ -69,7 +69,11 @@ class Writer:
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "Writer":
         """From a model folder. Raises `UserError` if it is missing, incomplete or damaged."""
-        model, tokenizer, suppressed = read_model(folder, device), Tokenizer.load(folder), read_suppressed(folder)
+        model, tokenizer, suppressed = (
+            read_model(folder, device),
+            Tokenizer.load(folder),
+            read_suppressed(folder),
+        )
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
                 f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "

@@ -17,7 +17,7 @@ from mini_transformer.model.rotary import rotate
 
 
 def visible(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """Which key a query sees, (T, S) of bool: itself and the `window` - 1 tokens before it. Queries are the last keys."""
+    """Which keys a query sees, (T, S) of bool: itself and `window` - 1 tokens before it. Queries are the last keys."""
     i = torch.arange(keys - queries, keys, device=device)[:, None]
     j = torch.arange(keys, device=device)[None, :]
     return (j <= i) & (i - j < window)
@@ -31,7 +31,7 @@ def attend_reference(
     G, S = k_bgsd.shape[1:3]
     q = q_bhtd.reshape(B, G, H // G, T, D)
     scores = torch.einsum("bgmtd,bgsd->bgmts", q, k_bgsd).reshape(B, H, T, S).float() * D**-0.5
-    if T > 1 or S > window:
+    if T > 1 or window < S:
         scores = scores.masked_fill(~visible(T, S, window, q.device), float("-inf"))
     sink = sinks_h.float().view(1, H, 1, 1).expand(B, H, T, 1)
     probabilities = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1].to(v_bgsd.dtype)
@@ -48,9 +48,7 @@ class _FlashWithSinks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, sinks_h, causal, mask):  # type: ignore[no-untyped-def]
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=mask
-        )
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)
         lse = lse.view(q.shape[:3])
         sink = sinks_h.float()[:, None]
         out = out * torch.sigmoid(lse - sink).unsqueeze(-1).to(out.dtype)
@@ -90,11 +88,10 @@ def attend(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Tensor, wind
     if q_bhtd.device.type != "cpu":
         return _attend_with_sink_column(q_bhtd, k, v, sinks_h, visible(T, S, window, q_bhtd.device))
     mask = None
-    if T < S or S > window:
+    if T < S or window < S:
         seen = visible(T, S, window, q_bhtd.device)
         mask = torch.zeros(seen.shape, dtype=q_bhtd.dtype).masked_fill(~seen, float("-inf"))
-    out: Tensor = _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, mask is None, mask)
-    return out
+    return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, mask is None, mask)
 
 
 class Attention(nn.Module):

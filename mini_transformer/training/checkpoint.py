@@ -21,11 +21,26 @@ from mini_transformer.export.huggingface import CONFIG, GENERATION, WEIGHTS, rea
 from mini_transformer.files import replacing, write_json
 from mini_transformer.training.phases import Material
 
-RUN, METRICS, CURVE, TEXT, STATE_DICT = "run.json", "metrics.jsonl", "loss_curve.png", "generated_text.txt", "model.pt"
+RUN, METRICS, CURVE, TEXT, STATE_DICT = (
+    "run.json",
+    "metrics.jsonl",
+    "loss_curve.png",
+    "generated_text.txt",
+    "model.pt",
+)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
 # What may differ between two calls of the same run without changing its result.
-FREE = ("out_dir", "overwrite", "device", "gpus", "sample_interval", "checkpoint_interval", "val_data", "encoding")
+FREE = (
+    "out_dir",
+    "overwrite",
+    "device",
+    "gpus",
+    "sample_interval",
+    "checkpoint_interval",
+    "val_data",
+    "encoding",
+)
 
 
 @dataclass
@@ -52,7 +67,11 @@ def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
     suffixes = [""] if len(config.phases) == 1 else [f"-{phase.name}" for phase in config.phases]
     for suffix, text in zip(suffixes, material.phases, strict=True):
         name = f"--{text.phase.name}-data" if suffix else "--data"
-        values |= {f"--max-iters{suffix}": text.phase.iters, f"--lr{suffix}": text.phase.lr, name: text.digest}
+        values |= {
+            f"--max-iters{suffix}": text.phase.iters,
+            f"--lr{suffix}": text.phase.lr,
+            name: text.digest,
+        }
     return values | {"--val-data": material.validation_digest}
 
 
@@ -122,9 +141,7 @@ class RunFolder:
 
     def record(self, wanted: dict[str, Any], surroundings: dict[str, Any], finished: bool) -> None:
         """Say which run the folder holds."""
-        write_json(
-            self.folder / RUN, {"finished": finished, "settings": wanted, "environment": surroundings}
-        )
+        write_json(self.folder / RUN, {"finished": finished, "settings": wanted, "environment": surroundings})
 
     def save(self, state: State, name: str) -> None:
         """Write a state, then drop the older one. Raises `UserError` if the disk is full."""
@@ -154,9 +171,7 @@ class RunFolder:
         try:
             return State(**torch.load(states[-1], map_location="cpu", weights_only=True))
         except Exception as error:  # the unpickler may raise anything on damaged bytes
-            raise UserError(
-                f"{states[-1]}: damaged ({type(error).__name__}); --overwrite starts anew"
-            ) from None
+            raise UserError(f"{states[-1]}: damaged ({type(error).__name__}); --overwrite starts anew") from None
 
     def _states(self) -> list[Path]:
         return sorted(self.checkpoints.glob("*.pt")) if self.checkpoints.is_dir() else []

@@ -14,13 +14,11 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(model: Decoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with two groups that cover every parameter once."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in two groups: with and without weight decay."""
     named = list(model.named_parameters())
-    groups = [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
-    ]
-    assert sum(len(group["params"]) for group in groups) == len(named)
+    matrices = [p for n, p in named if decays(n, p)]
+    others = [p for n, p in named if not decays(n, p)]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = named[0][1].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
 
@@ -43,7 +41,7 @@ def balance(model: Decoder, rate: float) -> float:
         load = router.load.float()
         mean = load.mean()
         if mean > 0:
-            router.bias += rate * torch.sign(mean - load)
+            router.bias.add_(rate * torch.sign(mean - load))
             busiest = max(busiest, (load.max() / mean).item())
         router.load.zero_()
     return busiest

@@ -4,9 +4,11 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from mini_transformer.files import replacing
@@ -114,6 +116,7 @@ def draw_loss_curve(metrics: Path, picture: Path, phases: list[tuple[str, int]],
     axes.plot(x, y, color="#9bb8d3", linewidth=0.8, alpha=0.6)
     axes.plot(x, smoothed(y, max(1, len(y) // 40)), color="#2f6690", linewidth=1.6, label="training")
     x, y = points("val_loss")
+    x, y = (x[1:], y[1:]) if len(y) > 2 else (x, y)  # the untrained model is off the scale
     axes.plot(x, y, color="#d1603d", linewidth=1.6, marker="o", markersize=3, label="validation")
     if y:
         best = min(range(len(y)), key=y.__getitem__)
@@ -134,12 +137,19 @@ def draw_loss_curve(metrics: Path, picture: Path, phases: list[tuple[str, int]],
         if start_of_phase:
             axes.axvline(start_of_phase, color="#999999", linewidth=0.8, linestyle="--")
         if len(starts) > 1:
-            axes.text(start_of_phase + total * 0.01, 0.97, name, transform=axes.get_xaxis_transform(), va="top", fontsize=9)
-    axes.set_xlim(0, total)
+            axes.text(
+                start_of_phase + total * 0.01,
+                0.97,
+                name,
+                transform=axes.get_xaxis_transform(),
+                va="top",
+                fontsize=9,
+            )
+    axes.set_xlim(0, total * 1.02)
     axes.set_xlabel("iterations")
     axes.set_ylabel("loss (nats per token)")
     to_bits = tokens_per_character / math.log(2)
-    right = axes.secondary_yaxis("right", functions=(lambda v: v * to_bits, lambda v: v / to_bits))
+    right = axes.secondary_yaxis("right", functions=(partial(np.multiply, to_bits), partial(np.multiply, 1 / to_bits)))
     right.set_ylabel("bits per character")
     axes.grid(alpha=0.25)
     axes.spines["top"].set_visible(False)

@@ -3,8 +3,11 @@
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch.utils import deterministic
 
 from mini_transformer.config import TrainConfig, check
 from mini_transformer.device import describe, pick_device, pick_precision
@@ -32,9 +35,7 @@ def train(config: TrainConfig) -> None:
     material = read_material(config)
     if material.block_size < config.model.block_size:
         print(f"The text is short: the block shrinks from {config.model.block_size} to {material.block_size} tokens")
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, block_size=material.block_size)
-        )
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=material.block_size))
     folder = RunFolder(config.run.out_dir)
     wanted = settings(config, material)
     record = folder.open(wanted, config.run.overwrite)
@@ -84,24 +85,23 @@ def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> Non
     """Everything of the model's folder but the weights."""
     phases = [{"name": p.name, "max_iters": p.iters, "lr": p.lr} for p in config.phases]
     facts = {"tokenizer": "char", "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
-    huggingface.write_config(
-        config.run.out_dir, model.config, material.tokenizer.end_id, material.unseen, facts
-    )
+    huggingface.write_config(config.run.out_dir, model.config, material.tokenizer.end_id, material.unseen, facts)
     material.tokenizer.save(config.run.out_dir, model.config.block_size)
 
 
-class _deterministic:
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
     """Repeatable algorithms on the CPU, where the promise of equality bit for bit holds."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.wanted = device.type == "cpu"
-
-    def __enter__(self) -> None:
-        self.before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(self.before or self.wanted)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self.before)
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # a debugging aid that costs 4% of the time
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
 def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:

@@ -173,6 +173,7 @@ class Trainer:
         }
 
     def loss_sum(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The sum of the cross-entropies of a batch (B, T), in nats."""
         bfloat16 = self.precision is torch.bfloat16
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = self.model(inputs.to(self.device))
