@@ -55,6 +55,7 @@ class State:
     best_where: tuple[int, int]  # phase and iteration of the best weights
     best: dict[str, Tensor]  # the best weights, under their names on disk
     metrics_size: int  # bytes of metrics.jsonl that belong to it
+    losses: list[float]  # of the iterations since the last evaluation
 
 
 def settings(config: TrainConfig, material: Material) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from the seed and the iteration's number alone, so a run that was stopped goes o
 
 import math
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ class Trainer:
         self.tokens_per_character = (len(material.validation) - 1) / material.validation_characters
         self.micro_batch_size = config.run.micro_batch_size or self._micro_batch_size()
         self.optimizer = make_optimizer(model, config.optim)
-        self.state = State(0, 0, {}, {}, math.inf, (0, 0), {}, 0)
+        self.state = State(0, 0, {}, {}, math.inf, (0, 0), {}, 0, [])
         self.best_on_disk = True
         self.said_overfitting = False
 
@@ -110,33 +111,29 @@ class Trainer:
         phase = self.config.phases[self.state.phase]
         run = self.config.run
         self.report.begin(phase.name, self.state.iteration, phase.iters)
-        losses: list[float] = []
-        since_log = 0.0
+        seconds: list[float] = []  # of the iterations since the last line of metrics
         while True:
             i = self.state.iteration
             if i % run.checkpoint_interval == 0 and i > 0:
                 self._save()
             if i % run.eval_interval == 0 or i == phase.iters:
-                self._evaluate(losses)
-                losses = []
+                self._evaluate()
             if run.sample_interval and i % run.sample_interval == 0 and 0 < i < phase.iters:
                 self._sample()
             if i == phase.iters:
                 break
             started = time.monotonic()
             values = self._iterate()
-            seconds = time.monotonic() - started
+            seconds.append(time.monotonic() - started)
             self.state.iteration += 1
-            losses.append(values["train_loss"])
-            since_log += seconds
+            self.state.losses.append(values["train_loss"])
             tokens = self.config.optim.batch_size * self.model.config.block_size
-            self.report.advance(values["train_loss"], tokens / seconds)
+            self.report.advance(values["train_loss"], tokens / seconds[-1])
             if self.state.iteration % LOG_INTERVAL == 0 or self.state.iteration == phase.iters:
-                count = (self.state.iteration - 1) % LOG_INTERVAL + 1
-                values["train_loss"] = sum(losses[-count:]) / len(losses[-count:])
-                values["tokens_per_second"] = round(tokens * min(count, len(losses)) / since_log)
-                self.report.metric(phase=phase.name, iteration=self.state.iteration, **values)
-                since_log = 0.0
+                values["train_loss"] = statistics.fmean(self.state.losses[-LOG_INTERVAL:])
+                speed = round(tokens / statistics.fmean(seconds))
+                self.report.metric(phase=phase.name, iteration=self.state.iteration, **values, tokens_per_second=speed)
+                seconds = []
 
     def _iterate(self) -> dict[str, float]:
         """One step of the optimizer on one batch. Nothing has changed yet if it raises."""
@@ -186,7 +183,7 @@ class Trainer:
             raise Stopped
 
     @torch.no_grad()
-    def _evaluate(self, losses: list[float]) -> None:
+    def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""
         self.model.eval()
         phase, run, state = self.config.phases[self.state.phase], self.config.run, self.state
@@ -209,7 +206,8 @@ class Trainer:
             self.best_on_disk = False
             if state.iteration == 0 or self.folder.save_is_due():
                 self._write_best()
-        training = f"training {sum(losses) / len(losses):.3f}, " if losses else ""
+        training = f"training {statistics.fmean(state.losses):.3f}, " if state.losses else ""
+        state.losses = []
         self.report.say(
             f"{phase.name} {state.iteration}/{phase.iters}: {training}validation {loss:.3f} "
             f"({bits:.3f} bits per character{', best' if best else ''}){self.report.remaining(state.iteration)}"
@@ -267,7 +265,7 @@ class Trainer:
         """Go on to a phase from the best weights so far, with a fresh optimizer."""
         self._load_best()
         self.optimizer = make_optimizer(self.model, self.config.optim)
-        self.state.phase, self.state.iteration = phase, 0
+        self.state.phase, self.state.iteration, self.state.losses = phase, 0, []
         self.said_overfitting = False
         self._write_phase_end()
         self._save(always=True)

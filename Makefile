@@ -1,0 +1,35 @@
+# make demo · make test · make check
+#
+# Each command makes its own environment first, in .venv. On a machine without an NVIDIA card, a CPU-only PyTorch is
+# much smaller: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed  ## train a small model on the embedded fables and print one that it writes
+	$(BIN)/mini-transformer demo
+
+test: $(VENV)/installed-dev  ## the tests, without the slow ones and those that need a GPU
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and the demo's model
+	rm -rf $(VENV) demo-out
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing (PyTorch is large: this can take some minutes)"
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -e ".[dev]"
+	touch $@

@@ -1,0 +1,64 @@
+"""What several tests share."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from mini_transformer import cli
+from mini_transformer.config import ModelConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+FABLES = ROOT / "mini_transformer" / "text" / "corpus" / "fables.txt"
+TINY = "--n-layer 2 --n-embd 32 --n-head 2 --block-size 32 --batch-size 4 --dropout 0.1 --device cpu".split()  # noqa: SIM905
+
+torch.set_num_threads(1)  # quicker for tiny models; child processes use the default
+
+
+@pytest.fixture(scope="session")
+def fables() -> Path:
+    return FABLES
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    return ModelConfig(
+        n_layer=2, n_embd=32, n_head=4, n_kv_head=2, block_size=16, sliding_window=6, dropout=0.0, expert_hidden=24
+    ).resolve(vocab_size=50)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model that is trained for a moment on the embedded fables. Not to be changed."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    flags = ["--data", str(FABLES), "--max-iters", "20", "--eval-interval", "10", "--lr", "3e-3", "--out-dir", str(out)]
+    assert cli.run("train", flags + TINY) == 0
+    return out
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `mini-transformer WORDS...` in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def spawn(words: Sequence[object], cwd: Path) -> subprocess.Popen[str]:
+    """Start `python WORDS...` as a process of its own, as a user would."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from mini_transformer.generation.sampling import Sampling, pick
+
+LOGITS = torch.tensor([0.5, 0.1, 0.25, 0.15]).log()
+
+
+def frequencies(sampling: Sampling, draws: int = 4000) -> list[float]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([pick(LOGITS, sampling, generator) for _ in range(draws)])
+    return [(drawn == i).double().mean().item() for i in range(len(LOGITS))]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(1.0), [0.5, 0.1, 0.25, 0.15]),
+        (Sampling(0.5), [0.25 / 0.345, 0.01 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345]),
+        (Sampling(1.0, top_k=2), [2 / 3, 0, 1 / 3, 0]),
+        (Sampling(1.0, top_k=99), [0.5, 0.1, 0.25, 0.15]),
+        (Sampling(1.0, top_p=0.7), [2 / 3, 0, 1 / 3, 0]),
+        (Sampling(1.0, top_p=0.01), [1, 0, 0, 0]),
+        (Sampling(1.0, top_k=3, top_p=0.8), [2 / 3, 0, 1 / 3, 0]),
+        (Sampling(0), [1, 0, 0, 0]),
+    ],
+)
+def test_frequencies(sampling: Sampling, expected: list[float]) -> None:
+    assert frequencies(sampling) == pytest.approx(expected, abs=0.03)
+
+
+def test_a_suppressed_token_is_never_drawn_at_any_temperature() -> None:
+    logits = LOGITS.clone()
+    logits[0] = float("-inf")
+    generator = torch.Generator().manual_seed(0)
+    for temperature in (0.0, 1e-9, 1.0, 1e9):
+        assert 0 not in {pick(logits, Sampling(temperature), generator) for _ in range(50)}

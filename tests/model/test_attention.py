@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import Tensor
+
+from mini_transformer.model.attention import _attend_with_sink_column, attend, attend_reference, visible
+
+
+def inputs(B: int, H: int, G: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    torch.manual_seed(T * H + D)
+    shapes = ((B, H, T, D), (B, G, T, D), (B, G, T, D), (H,))
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def results(function: object, given: list[Tensor], window: int) -> list[Tensor]:
+    out = function(*given, window)  # type: ignore[operator]
+    grad = torch.sin(torch.arange(out.numel(), dtype=torch.float32)).view(out.shape)
+    return [out, *torch.autograd.grad(out, given, grad.to(out.dtype))]
+
+
+@pytest.mark.parametrize(("H", "G"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize(("T", "window"), [(1, 8), (2, 1), (17, 17), (33, 8), (64, 1000)])
+def test_fast_attention_equals_the_reference_with_gradients(H: int, G: int, T: int, window: int) -> None:
+    given = inputs(2, H, G, T, 16)
+    expected = results(lambda *a: attend_reference(*a)[0], given, window)
+    for found, wanted in zip(results(attend, given, window), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("T", "window"), [(5, 5), (33, 8)])
+def test_attention_of_other_devices_equals_the_reference_with_gradients(T: int, window: int) -> None:
+    given = inputs(2, 4, 4, T, 16)
+    expected = results(lambda *a: attend_reference(*a)[0], given, window)
+
+    def with_sink_column(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int) -> Tensor:
+        return _attend_with_sink_column(q, k, v, sinks, visible(T, T, window, q.device))
+
+    for found, wanted in zip(results(with_sink_column, given, window), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_queries_than_keys_are_the_last_ones() -> None:
+    q, k, v, sinks = inputs(1, 4, 2, 20, 8)
+    for window in (6, 20):
+        whole = attend_reference(q, k, v, sinks, window)[0]
+        for queries in (1, 5, 19):
+            last = attend(q[:, :, -queries:], k, v, sinks, window)
+            torch.testing.assert_close(last, whole[:, :, -queries:], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_close() -> None:
+    given = inputs(2, 4, 4, 32, 16, torch.bfloat16)
+    exact = attend_reference(*(x.float() for x in given), 32)[0]  # type: ignore[arg-type]
+    torch.testing.assert_close(attend(*given, 32).float(), exact, rtol=0.03, atol=0.03)  # type: ignore[arg-type]
+
+
+def test_a_large_sink_takes_all_attention() -> None:
+    q, k, v, _ = inputs(1, 2, 2, 8, 8)
+    assert attend(q, k, v, torch.full((2,), 60.0), 8).abs().max() < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_on_cuda(dtype: torch.dtype) -> None:
+    given = [x.detach().cuda().to(dtype).requires_grad_() for x in inputs(2, 4, 2, 64, 32)]
+    found = results(attend, given, 16) if dtype is torch.float32 else [attend(*given, 16)]  # type: ignore[arg-type]
+    expected = attend_reference(*given, 16)[0]  # type: ignore[arg-type]
+    torch.testing.assert_close(found[0], expected, rtol=0.03, atol=0.03)

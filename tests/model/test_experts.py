@@ -1,0 +1,77 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mini_transformer.config import ModelConfig
+from mini_transformer.model.experts import MixtureOfExperts, Router, _TakeRows, clamped_swiglu
+
+
+def mixture(n_experts: int, experts_per_token: int) -> MixtureOfExperts:
+    torch.manual_seed(3)
+    config = ModelConfig(n_embd=16, n_head=2, n_experts=n_experts, experts_per_token=experts_per_token).resolve(10)
+    layer = MixtureOfExperts(config)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6).flatmap(lambda e: st.tuples(st.just(e), st.integers(1, e))), st.integers(1, 40))
+def test_sorted_experts_equal_the_reference_with_gradients(shape: tuple[int, int], tokens: int) -> None:
+    layer = mixture(*shape)
+    x = torch.randn(tokens, 16, requires_grad=True)
+    grad = torch.randn(tokens, 16)
+    weights, chosen = layer.router(x)
+    wanted = [x, *layer.parameters()]
+    found = layer.experts(x, weights, chosen)
+    expected = layer.experts.reference(x, weights, chosen)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(found, wanted, grad, retain_graph=True, allow_unused=True)
+    references = torch.autograd.grad(expected, wanted, grad, allow_unused=True)
+    for of, one, other in zip(wanted, gradients, references, strict=True):
+        one, other = (torch.zeros_like(of) if g is None else g for g in (one, other))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_the_same_each_time_with_two_threads() -> None:
+    layer, x = mixture(4, 2), torch.randn(4096, 16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = set()
+        for _ in range(5):
+            layer.zero_grad()
+            layer(x[None]).square().sum().backward()
+            seen.add(tuple(p.grad.double().sum().item() for p in layer.parameters() if p.grad is not None))
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 1
+
+
+def test_taking_rows_has_the_right_gradient() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    slots = torch.tensor([4, 0, 5, 1, 2, 3])  # two copies of each row, shuffled
+    place = slots.argsort()
+    assert torch.autograd.gradcheck(lambda x: _TakeRows.apply(x, slots // 2, place, 2), (x,))
+
+
+def test_swiglu_is_clamped() -> None:
+    big = torch.tensor([1000.0])
+    assert clamped_swiglu(big, big) == pytest.approx(8 * 7, rel=1e-4)
+    assert clamped_swiglu(big, -big) == pytest.approx(-6 * 7, rel=1e-4)
+    assert clamped_swiglu(-big, big) == pytest.approx(0)
+
+
+def test_router_weighs_the_chosen_and_counts_them_in_training_only() -> None:
+    router = Router(ModelConfig(n_embd=16, n_head=2).resolve(10))
+    for parameter in router.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(30, 16)
+    weights, chosen = router(x)
+    logits = x @ router.weight.T + router.bias
+    torch.testing.assert_close(weights, logits.gather(1, chosen).softmax(-1))
+    assert (logits.topk(2).indices.sort().values == chosen.sort().values).all()
+    assert router.load.sum() == 60
+    router.eval()(x)
+    assert router.load.sum() == 60

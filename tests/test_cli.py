@@ -1,0 +1,207 @@
+"""Wrong input at the door: one line that says what, where and what to do; exit code 2; nothing written."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mini_transformer import __version__
+from tests.conftest import FABLES, ROOT, TINY
+
+Call = Callable[..., tuple[int, str, str]]
+TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--data: missing; say which text"),
+        (["--data", "none.txt"], "none.txt: no such file"),
+        (["--data", FABLES, *TWO], "--data: one phase, or"),
+        (["--pretrain-data", FABLES], "--finetune-data: missing"),
+        (["--data", FABLES, "--max-iters-pretrain", 5], "--max-iters-pretrain: belongs to training in two phases"),
+        ([*TWO, "--lr", 0.1], "--lr: belongs to training in one phase"),
+        (["--data", FABLES, "--n-head", 7], "--n-head: 7 heads do not divide a width (--n-embd) of 512"),
+        (["--data", FABLES, "--n-embd", 30, "--n-head", 2], "--n-head: 2 heads do not divide"),
+        (["--data", FABLES, "--n-kv-head", 3], "--n-kv-head: 3 does not divide the 8 heads"),
+        (["--data", FABLES, "--experts-per-token", 5], "--experts-per-token: 5 is more than the 4 experts"),
+        (["--data", FABLES, "--experts-per-token", 1], "--experts-per-token: 1 of 4 would leave the router"),
+        (["--data", FABLES, "--expert-hidden", 30], "--expert-hidden: must be a multiple of 4"),
+        (["--data", FABLES, "--n-layer", 0], "--n-layer: 0 is too small: at least 1"),
+        (["--data", FABLES, "--max-iters", 0], "--max-iters: 0 is too small: at least 1"),
+        ([*TWO, "--max-iters-finetune", -3], "--max-iters-finetune: -3 is too small"),
+        (["--data", FABLES, "--dropout", 1], "--dropout: 1.0 is too large: at most 0.9"),
+        (["--data", FABLES, "--dropout", "nan"], "--dropout: nan is not a number to work with"),
+        (["--data", FABLES, "--lr", "inf"], "--lr: inf is not a number to work with"),
+        (["--data", FABLES, "--lr", 0], "--lr: 0.0 is too small: it must be above 0"),
+        (["--data", FABLES, "--lr", "fast"], "--lr: invalid float value: 'fast'"),
+        (["--data", FABLES, "--seed", -1], "--seed: -1 is too small"),
+        (["--data", FABLES, "--max-iter", 5], "--max-iter: unknown flag; did you mean --max-iters?"),
+        (["--data", FABLES, "--zzz=5"], "--zzz=5: unknown flag; see --help"),
+        (["--data", FABLES, "--device", "gpu"], "--device: invalid choice: 'gpu'"),
+        (["--data", FABLES, "--device", "cpu", "--gpus", 0], "--gpus 0: goes with --device cuda"),
+        (["--data", FABLES, "--gpus", "0,1"], "--gpus 0,1: training on several GPUs is not there yet"),
+        (["--data", FABLES, "--gpus", "99"], "--gpus 99: there is no GPU of that id"),
+        (["--data", FABLES, "--gpus", "first"], "--gpus first: expected the id of a GPU"),
+        (["--data", FABLES, "--encoding", "klingon"], "--encoding: 'klingon' is not a known encoding"),
+        (["--data", FABLES, "--preset", "huge"], "--preset: invalid choice: 'huge'"),
+        (["--data", FABLES, "--val-data", "none.txt"], "none.txt: no such file"),
+    ],
+)
+def test_training_refuses(call: Call, tmp_path: Path, flags: list[object], message: str) -> None:
+    code, out, err = call("train", *flags, "--out-dir", tmp_path / "out")
+    assert code == 2
+    assert err.startswith(f"train: {message}"), err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b"\n \n\n", "empty"), (b"abc\xff", "byte 0xff at offset 3"), (b"PK\0\0", "a binary file")],
+)
+def test_training_refuses_files(call: Call, tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    code, _, err = call("train", "--data", file, "--out-dir", tmp_path / "out")
+    assert code == 2
+    assert err.startswith(f"train: {file}: ")
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_refuses_folders_that_cannot_hold_a_model(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    code, _, err = call("train", "--data", FABLES, *TINY, "--out-dir", file)
+    assert (code, err) == (2, f"train: --out-dir: {file} is a file, not a folder\n")
+    code, _, err = call("train", "--data", FABLES, *TINY, "--out-dir", file / "below")
+    assert code == 2
+    assert "cannot be written" in err
+    code, _, err = call("train", "--data", FABLES, *TINY, "--out-dir", "/proc/out")
+    assert code == 2
+    assert "cannot be written" in err
+    assert file.read_text() == "mine"
+
+
+def test_an_empty_folder_of_texts_is_refused(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("train", "--data", tmp_path, "--out-dir", tmp_path / "out")
+    assert (code, err) == (2, f"train: {tmp_path}: the folder holds no .txt file\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model-dir", "none"], "none: there is no such model folder; train.py --out-dir none makes one"),
+        (["--max-new-tokens", 0], "--max-new-tokens: 0 is too small"),
+        (["--temperature", -1], "--temperature: -1.0 is too small"),
+        (["--temperature", "nan"], "--temperature: nan is not a number"),
+        (["--top-p", 0], "--top-p: 0.0 is too small: it must be above 0"),
+        (["--top-p", 1.1], "--top-p: 1.1 is too large"),
+        (["--top-k", -1], "--top-k: -1 is too small"),
+        (["--num-samples", 0], "--num-samples: 0 is too small"),
+        (["--promt", "Un"], "--promt: unknown flag; did you mean --prompt?"),
+        (["--prompt", "a\ud800"], "the text holds a lone surrogate"),
+    ],
+)
+def test_writing_refuses(call: Call, trained: Path, flags: list[object], message: str) -> None:
+    code, out, err = call("generate", "--model-dir", trained, *flags)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"generate: {message}"), err
+    assert out in ("", "a?")
+
+
+def test_writing_prints_the_text_alone(call: Call, trained: Path) -> None:
+    flags = ["--model-dir", trained, "--max-new-tokens", 40, "--device", "cpu"]
+    code, first, err = call("generate", *flags, "--prompt", "Un renard")
+    assert code == 0
+    assert first.startswith("Un renard")
+    seed = re.fullmatch(r"seed (\d+)\n", err)
+    assert seed
+    code, again, err = call("generate", *flags, "--prompt", "Un renard", "--seed", seed[1])
+    assert (code, again, err) == (0, first, "")
+    code, empty, _ = call("generate", *flags, "--seed", 1)
+    assert code == 0
+    assert len(empty) > 30
+    code, many, _ = call("generate", *flags, "--seed", 1, "--num-samples", 3, "--prompt", "Le chat")
+    assert code == 0
+    assert many.count("Le chat") == 3
+    assert "\n\n\nLe chat" in many
+
+
+def test_writing_into_a_closed_pipe_is_no_error(trained: Path) -> None:
+    command = f"{sys.executable} generate.py --model-dir {trained} --max-new-tokens 400 --seed 1 | head -c 5"
+    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True)
+    assert len(result.stdout) == 5
+    assert result.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [([], "the following arguments are required: --data"), (["--data", "none.txt"], "none.txt: no such file")],
+)
+def test_measuring_refuses(call: Call, trained: Path, flags: list[object], message: str) -> None:
+    code, out, err = call("evaluate", "--model-dir", trained, *flags)
+    assert (code, out, err) == (2, "", f"evaluate: {message}\n")
+
+
+def test_measuring_refuses_an_empty_text(call: Call, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    code, _, err = call("evaluate", "--model-dir", trained, "--data", tmp_path / "empty.txt")
+    assert code == 2
+    assert "empty.txt: empty: there is nothing to measure" in err
+
+
+def test_the_command_itself(call: Call) -> None:
+    code, out, _ = call()
+    assert code == 0
+    assert all(name in out for name in ("train", "generate", "evaluate", "demo"))
+    assert call("--version")[1] == f"{__version__}\n"
+    assert call("trian")[2] == "mini-transformer: trian: unknown command; did you mean train?\n"
+    assert call("trian")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "demo"])
+def test_help_names_every_default(command: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mini_transformer", command, "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0
+    assert "--out-dir" in result.stdout or "--model-dir" in result.stdout
+    if command == "train":
+        words = " ".join(result.stdout.split())
+        for default in ("512", "24", "256", "64", "0.2", "10000", "0.0005", "0.0003"):
+            assert f"(default: {default})" in words, default
+
+
+def test_the_mission_is_the_default() -> None:
+    from mini_transformer.cli import train_config
+
+    config = train_config(["--data", str(FABLES)])
+    shape = config.model.resolve(300)
+    assert (shape.n_layer, shape.n_embd, shape.n_head, shape.block_size, shape.dropout) == (24, 512, 8, 256, 0.2)
+    assert (shape.n_experts, shape.experts_per_token, shape.expert_hidden, shape.sliding_window) == (4, 2, 704, 256)
+    assert (config.optim.batch_size, config.phases[0].iters, config.phases[0].lr) == (64, 10_000, 5e-4)
+    config = train_config([str(word) for word in TWO])
+    assert [(p.name, p.iters, p.lr) for p in config.phases] == [("pretrain", 10_000, 3e-4), ("finetune", 10_000, 5e-4)]
+    assert (config.run.eval_interval, config.run.eval_iters) == (100, 200)
+    small = train_config(["--data", str(FABLES), "--preset", "laptop", "--n-layer", "2"])
+    assert (small.model.n_layer, small.model.n_embd) == (2, 192)
+
+
+def test_the_scripts_work_from_any_folder(tmp_path: Path) -> None:
+    for name in ("train", "generate"):
+        script = str(ROOT / f"{name}.py")
+        result = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0
+        assert result.stdout.startswith(f"usage: {name}")
+
+
+def test_nothing_heavy_is_loaded_for_help_and_errors() -> None:
+    code = "import sys; from mini_transformer import cli; cli.run('train', []); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout == "False\n"

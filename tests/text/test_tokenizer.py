@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mini_transformer.errors import UserError
+from mini_transformer.text.tokenizer import END, Tokenizer
+
+TOKENIZER = Tokenizer.from_characters(["L'été, « cœur » d'où… — ça, € et 🦊 !\n", "abcdefghijklmnopqrstuvwxyz"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+@example("")
+@example("e\u0301té \u0000\u0001\u007f\r\n\t🦊👩‍👩‍👧 \ufeff\uffff 𐍈")
+@example(f"a literal {END} is text")
+def test_any_text_comes_back_and_the_fast_path_is_the_library(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids.tolist()) == text
+    assert ids.tolist() == TOKENIZER.backend.encode(text, add_special_tokens=False).ids
+    assert TOKENIZER.end_id not in ids
+    assert "".join(TOKENIZER.decode_stream(ids.tolist(), "|")) == text
+
+
+def test_a_known_character_is_one_token() -> None:
+    assert len(TOKENIZER.encode("été « cœur » 🦊€")) == len("été « cœur » 🦊€")
+    assert len(TOKENIZER.encode("ù")) == 1
+    assert len(TOKENIZER.encode("Ž")) == 2
+    assert len(TOKENIZER.encode("日")) == 3
+
+
+def test_lone_surrogates_are_refused() -> None:
+    with pytest.raises(UserError, match=r"lone surrogate \(U\+D800\) at character 2"):
+        TOKENIZER.encode("ab\ud800")
+    with pytest.raises(UserError, match="lone surrogate"):
+        Tokenizer.from_characters(["\udfff"])
+
+
+def test_the_order_of_the_texts_does_not_matter() -> None:
+    one = Tokenizer.from_characters(["été", "cœur"])
+    other = Tokenizer.from_characters(["cœur", "été"])
+    assert one.backend.to_str() == other.backend.to_str()
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path, 64)
+    again = Tokenizer.load(tmp_path)
+    assert again.vocab_size == TOKENIZER.vocab_size
+    assert again.end_id == TOKENIZER.end_id
+    text = f"Un cœur — {END} — 🦊 Ž"
+    assert again.encode(text).tolist() == TOKENIZER.encode(text).tolist()
+
+
+def test_streaming_shows_whole_characters_and_borders() -> None:
+    ids = [*TOKENIZER.encode("a日").tolist(), TOKENIZER.end_id, *TOKENIZER.encode("b").tolist()]
+    assert list(TOKENIZER.decode_stream(ids, "\n\n\n")) == ["a", "日", "\n\n\n", "b"]
+    broken = TOKENIZER.encode("日").tolist()[:2]
+    assert "".join(TOKENIZER.decode_stream(broken, "")) == "\ufffd"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}'])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json: damaged"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_missing_file_or_end_token_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        Tokenizer.load(tmp_path)
+    value = json.loads(TOKENIZER.backend.to_str())
+    value["added_tokens"] = []
+    del value["model"]["vocab"][END]
+    value["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"has no <\|endoftext\|> token"):
+        Tokenizer.load(tmp_path)
