@@ -179,7 +179,7 @@ def test_help_names_every_default(command: str) -> None:
 
 
 def test_the_mission_is_the_default() -> None:
-    from mini_transformer.cli import train_config
+    from mini_transformer.commands.train import train_config
 
     config = train_config(["--data", str(FABLES)])
     shape = config.model.resolve(300)

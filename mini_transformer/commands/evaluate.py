@@ -1,0 +1,33 @@
+"""`evaluate`: bits per character on a text."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mini_transformer.cli import Parser, add_model_flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure bits per character on a text."""
+    parser = Parser(prog="evaluate", description="What it costs a model to reproduce a text: bits per character.")
+    add_model_flags(parser)
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="text to measure on")
+    parser.add_argument("--encoding", default="utf-8", help="encoding of the text file")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    given = parser.parse(argv)
+    from mini_transformer.data.sources import read_text
+    from mini_transformer.device import pick_device
+    from mini_transformer.evaluation.likelihood import measure
+    from mini_transformer.generation.generator import Writer
+
+    text = read_text(given.data, given.encoding)
+    writer = Writer.load(given.model_dir, pick_device(given.device, given.gpus))
+    result = measure(writer.model, writer.tokenizer, text, str(given.data))
+    if given.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        print(f"{result.bits_per_character:.4f} bits per character")
+        print(f"{result.bits_per_byte:.4f} bits per byte, {result.nats_per_token:.4f} nats per token")
+        print(f"{result.characters:,} characters, {result.bytes:,} bytes, {result.tokens:,} tokens")
+    return 0
