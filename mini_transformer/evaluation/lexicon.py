@@ -8,28 +8,31 @@ the manuals of versification describe; nothing is copied from a dictionary.
 import re
 
 
+def words(text: str) -> frozenset[str]:
+    """The words of a list written with spaces."""
+    return frozenset(text.split())
+
+
 def _family(patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns.split()))
 
 
 # Words whose h (or whose first sound) forbids elision. Each entry begins a word.
-ASPIRATED_H = re.compile(
-    "|".join(
-        r"""
+ASPIRATED_H = _family(
+    r"""
         ha$ hach hag hai haï hâ hal(?!eine|luc|ogèn) ham(?!eç|adr) han hap har(?!mon|usp) has haub haus haut hav
         hay haz hé$ heaum hél(?:er|ait|ant|a)$ hem$ hein$ henn hérau hère hériss herni héron héros$ hers hêtr
         heu$ heurt hib hic$ hid hiérarch hie$ hiss hi$ ho$ hobe hoch holà hola holl homard hong honni hont hoqu
         hord horion hors hott hou hu$ huch hue hué hua huan huguen huit(?!r) hulott hulul hum(?:er|é|ant|ait|a|e)$
         hun$ huns$ hupp hur huss(?!ie) hutt
-        """.split()
-    )
+        """
 )
 # Vowels that do not let the e before them go, and words before which usage wavers.
 NO_ELISION = re.compile(r"onz|ouist|yacht|yol|yatag|uhlan|y[aeo](?!ux|us)")
-EITHER_ELISION = frozenset("oui henri hyène hyènes ouate huis".split())
+EITHER_ELISION = words("oui henri hyène hyènes ouate huis ha hé ho holà hola hein")
 
 # -ent that is pronounced (nouns, adjectives, adverbs, third person singular).
-FULL_ENT = frozenset(
+FULL_ENT = words(
     """
     souvent auvent avent couvent convent paravent fervent contrevent engoulevent
     talent insolent opulent turbulent indolent somnolent dolent virulent succulent corpulent truculent
@@ -49,16 +52,16 @@ FULL_ENT = frozenset(
     permanent éminent continent imminent pertinent impertinent proéminent incontinent abstinent
     influent affluent confluent congruent
     patient impatient orient client inconvénient ingrédient expédient escient récipient émollient
-    quotient conscient inconscient
-    """.split()
+    quotient indulgent conscient inconscient
+    """
 )
 # Written alike, pronounced or not: le couvent / les poules couvent, il est content / ils content.
-EITHER_ENT = frozenset(
+EITHER_ENT = words(
     """couvent content violent excellent président résident négligent équivalent parent pressent
-    affluent influent ferment convergent expédient précédent""".split()
+    affluent influent ferment convergent expédient précédent"""
 )
 # The verbs whose -ment is a mute ending; every other -ment is a noun or an adverb.
-VERBS_IN_MER = frozenset(
+VERBS_IN_MER = words(
     """
     aim dorm form charm anim ranim nomm enflamm consum exprim blasphèm blasphêm sèm parsèm fum parfum allum
     rallum estim mésestim supprim imprim comprim déprim réprim arm alarm désarm affirm confirm endorm rendorm
@@ -66,33 +69,38 @@ VERBS_IN_MER = frozenset(
     diffam tram bram écum présum résum assum accoutum plum abîm abym prim opprim rim grim décim envenim
     intim ferm enferm referm renferm germ calm embaum gomm somm surnomm renomm dénomm pâm blâm entam essaim
     hum exhum inhum légitim périm escrim
-    """.split()
+    """
 )
 
 # The infinitives in -ier (minus -ier): their i is a syllable in every form.
 VERBS_IN_IER = re.compile(
-    r"(?:re|r|dé|mé|més)?(?:l|all|n|man|mar|sc|f|conf|par|appar|cop|charr|all|p)|.*[ié]f|.*(?:"
-    + "|".join(
+    r"(?:re|r|dé|mé|més)?(?:l|rall|n|ren|man|mar|sc|f|conf|par|appar|cop|charr|p|sour|r)|.*[ié]f|.*(?:"
+    + _family(
         """
-        humil concil résil spol pall fol affil exp ^ép pép contrar injur var salar inventor color histor excor étud
+        humil concil résil spol pall fol affil exp pép contrar injur var salar inventor color histor excor étud
         mend reméd déd congéd expéd répud parod irrad incend préc assoc dissoc négoc remerc souc grac licenc
         fianc différenc vic offic bénéfic init balbut chât amnist rassas extas calomn commun ingén env conv dév
-        obv asphyx réfug privilég justic supplic graph dén ren
-        """.replace("^", "").split()
-    )
+        obv asphyx réfug privilég justic supplic graph dén
+        """
+    ).pattern
     + ")"
+)
+
+# The verbs whose -ions is one syllable (avions, serions, voulions), whatever stands beside them.
+VERBS_IN_IONS = re.compile(
+    r"(?:[aeéoui]r|rr|v|(?:^e|f|p|d|s)uss|puiss|niss|^ét|^all|oul|en|fais|dis|dorm|aim|ett|batt)$"
 )
 
 # i before a vowel: one syllable with it (synaeresis).
 GLIDES_I_ONE = _family(
     r"""
     (?:^|[aeéiou])d/iabl d/iacr ^f/iacr d/iantr ^l/iard mill/iard p/iastr p/ioch m/ioch ch/iourm
-    it/ié oit/ié p/ié(?:$|t(?!é)|ç|g|d|c|m) s/ié(?:g|cl) t/iéd ass/ié(?:g|r) n/iéc f/iév l/iév m/iév
+    it/ié oit/ié ^p/ié(?:$|t(?!é)|ç|g|d|c|m) [lf]/iefs?$ s/ié(?:g|cl) t/iéd ass/ié(?:g|r) n/iéc f/iév l/iév m/iév
     ^[cfm]/iel emm/iel ^v/iell
     ^b/ien b/ien(?:s|$|t|v|f|h|d) comb/ien ^r/iens?$ vaur/ien ^[mts]/ien(?:$|s$|n) ^ch/ien chrét/ien ^v/ien
     (?:^|main|sou|re|entre|con|dé|obs|ob|abs|appar|rappar|ét)t/ien(?!c)
-    (?:^|re|de|par|inter|pré|sur|con|dis|sub|contre|ad|pro|sou|discon|ressou|bien|obv)v/ien
-    d/ieux?$ ^l/ieu(?!r) mil/ieu banl/ieu m/ieux ^v/ieu c/ieux$ ad/ieu ess/ieu ép/ieu ^p/ieuvr ^y/eu
+    (?:^|a|re|de|par|inter|pré|sur|con|dis|sub|contre|ad|pro|sou|discon|ressou|bien|obv)v/ien
+    d/ieu$ (?:^a?|demi)d/ieux$ ^l/ieu(?!r) mil/ieu banl/ieu m/ieux ^v/ieu ^c/ieux$ ess/ieu ép/ieu ^p/ieuvr ^y/eu
     ns/ieur ess/ieur ^s/ieur lus/ieur hébr/ieu
     v/ieil v/iei ^s/ied ss/ied p/ied ^p/iet p/ierr t/ier[cs] ^v/ierg ^c/ierg f/ier(?:t|s$) nt/iers?$
     ^/y
@@ -103,14 +111,14 @@ GLIDES_I_EITHER = _family(
     r"""
     h/ier ^anc/ien ^f/iers?$ gard/ien b/iais n/iais op?in/iâtr f/iol bab/iol best/iol car/iol m/iaul p/iaul p/iaill
     char/iot lor/iot mat/ias v/iand ca?h/ier f/ient p/iaf mar/ionn
-    conv/ient$ sangl/ier boucl/ier gr/ie[fv] br/ie[fv] best/iaux k/iosq l/iais
+    conv/ient$ sangl/ier boucl/ier gr/ie[fv] br/ie[fv] best/iaux k/iosq v/iair h/iérogl
     """
 )
-# i before è: two syllables (elsewhere one, as in lumière).
-GLIDES_IE_TWO = _family(r"^d/ièt qu?/ièt ^h/ièr")
+# i before an open e: two syllables (elsewhere one, as in lumière, assiette).
+GLIDES_IE_TWO = _family(r"^d/ièt qu?/ièt ^h/ièr jul/iett henr/iett ar/iett")
 # u before i: two syllables (elsewhere one, as in nuit).
-GLIDES_UI_TWO = _family(r"^r/uin ^br/uin dr/uid fl/uid ^s/uicid u/it [dnpt]/uité g[eé]n/uin t/uition tr/uism")
-GLIDES_UI_EITHER = _family(r"br/ui[rst] jés/uit grat/uit ^p/uîn fort/uit")
+GLIDES_UI_TWO = _family(r"^r/uin ^br/uin dr/uid fl/uid ^s/uicid u/it [dnptlgx]/uité g[eé]n/uin t/uition tr/uism")
+GLIDES_UI_EITHER = _family(r"br/ui(?:r|ss) jés/uit grat/uit ^p/uîn fort/uit")
 # u before another vowel: nearly always two; usage wavers in these.
 GLIDES_U_EITHER = _family(r"éc/uell s/uèd")
 # ou before a vowel.
@@ -120,14 +128,15 @@ GLIDES_OU_EITHER = _family(
 )
 # o before a vowel.
 GLIDES_O_ONE = _family(r"m/o[eëê]l p/o[êeë]l")
+GLIDES_O_EITHER = _family(r"^p/o[eëè][mts]")
 
 # Rhymes. Words in -er whose r is heard; old verse also let them rhyme for the eye with infinitives.
 SOUNDED_ER = re.compile(
-    r"mer|cher|fier|hier|ver|fer|enfer|hiver|amer|outremer|tiers?|univer|ver|enver|diver|traver|perver|p?ier|conver"
-    r"|jupiter|lucifer|esther|auster|her|cancer|éther|reister|pater|magister|abner|seer|ger"
+    r"mer|cher|fier|hier|ver|fer|enfer|hiver|amer|outremer|tier|univer|enver|diver|traver|perver"
+    r"|jupiter|lucifer|esther|auster|cancer|éther|reister|pater|magister|abner|gaster"
 )
 # Words whose oi was never ai: nouns, and verbs in the present.
-TRUE_OI = frozenset(
+TRUE_OI = words(
     """
     bois fois mois lois rois trois dois vois crois reçois aperçois conçois poids pois voix croix noix choix
     toit droit froid doit voit croit reçoit boit endroit adroit exploit étroit détroit moi toi soi foi loi roi
@@ -135,24 +144,28 @@ TRUE_OI = frozenset(
     soit autrefois toutefois parfois sournois putois carquois empois patois gaulois grégeois croît accroît
     doigt doigts toits droits endroits exploits bois sois bois émoi désarroi surcroît aboi abois pantois minois
     octroi charroi dois aperçoit conçoit
-    """.split()
+    """
 )
 # -ille where the l is heard.
-HARD_ILL = re.compile(r"(?:^|[^a-z])(?:v|m)ill$|tranquill$|distill$|oscill$|(?:vaude|bal)?vill$|pupill$|imbécill$|sibyll$|osc?ill$")
+HARD_ILL = re.compile(r"^[vm]ill$|(?:tranqu|dist|osc|[dsé]ev|év|g|pup|imbéc|ach|cam|luc|tras)ill$|(?:sib|id)yll$")
 # Words that sound otherwise than they are written, or in two ways.
 SPECIAL_SOUNDS = {
     word: frozenset(sounds.split("/"))
     for word, sounds in (
         pair.split(":")
-        for pair in """
+        for pair in words(
+            """
         eu:y eus:y eut:y eût:y est:E et:é les:E des:E mes:E tes:E ses:E ces:E es:E clef:é clefs:é
-        fils:i/is hélas:a/as tous:U/Us sens:A/As plus:y mars:ars ours:Urs os:o/os lis:i/is lys:i/is jadis:i/is
-        mœurs:Q/Qrs/Qr monsieur:Q messieurs:Q sept:Et net:E/Et fat:a/at temps:A champs:A champ:A corps:or
+        fils:i/is hélas:a/as tous:U/Us sens:A/As plus:y mars:ars ours:Urs/Ur os:o/os lis:i/is lys:i/is jadis:i/is
+        mœurs:Q/Qrs/Qr monsieur:Q/Qr messieurs:Q/Qr sept:Et net:E/Et fat:a/at temps:A champs:A champ:A corps:or
         fusil:i gentil:i sourcil:i sourcils:i outil:i outils:i persil:i/il péril:il/iJ avril:il mil:il fil:il
         sang:A rang:A flanc:A blanc:A long:O joug:U bourg:Ur plomb:O respect:E/Ek aspect:E/Ek estomac:a tabac:a
         hymen:I/En amen:I/En examen:I/En éden:I/En clerc:Er porc:or/ork nerf:Er/Erf cerf:Er/Erf
-        tronc:O franc:A banc:A jonc:O croc:o broc:o œufs:Q bœufs:Q nerfs:Er cerfs:Er
+        tronc:O franc:A banc:A jonc:O croc:o/ok broc:o/ok coq:ok/o donc:O/Ok il:il/i pays:i soûl:U soûls:U
+            œufs:Q bœufs:Q nerfs:Er cerfs:Er
         août:U saoul:U paon:A faon:A solennel:El
-        """.split()
+        """
+        )
     )
 }
+SPECIAL_FEMININE = {"femme": "am@", "femmes": "am@", "moelle": "wal@", "moelles": "wal@"}

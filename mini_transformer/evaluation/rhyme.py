@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mini_transformer.evaluation import lexicon
-from mini_transformer.evaluation.syllables import VOWELS, split_ending, tokens
+from mini_transformer.evaluation.syllables import VOWELS, WEAK, split_ending, tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,107 +25,117 @@ class Rhyme:
     sounds: frozenset[str]
 
 
-# From spelling to sounds, in this order. Capitals: U ou, E è, A an, I in, O on, W un, S ch, Z j, N gn, J yod, Q eu.
-_V = "[aeiouyàâäéèêëîïôöùûüœæUEAIOWQ]"
+# Sounds, in capitals where the letter is borrowed: U ou, E è, A an, I in, O on, W un, Q eu, S ch, Z j, N gn,
+# J yod, @ mute e. C and G stand for a soft c and a hard g while the rules run.
+_V = "[aeiouyàâäéèêëîïôöùûüœUEAIOWQ]"
+# What follows a nasal vowel: neither a vowel nor a second n or m.
+_NASAL = r"(?![nm@aeiouéèêâîôûyUEQ])"
+_YOD = r"(?:ll(?=[@aeéiou])|l$)"
 _TO_SOUNDS = [
     (re.compile(pattern), sound)
     for pattern, sound in [
-        (r"ç", "s"),
-        (r"sch|ch(?=[aeéèêiouyâîôû])|sh", "S"),
-        (r"ch$", "S"),
+        # Consonants.
+        (r"(?<=[gc])ueil", "œil"),
+        (r"ç", "C"),
+        (r"sch|sh|ch(?=[aeéèêiouyâîôû@])|ch$", "S"),
         (r"ch", "k"),
         (r"ph", "f"),
         (r"(?<=[trg])h|^h", ""),
         (r"gn", "N"),
-        (r"qu|q|k", "k"),
+        (r"qu|q", "k"),
         (r"gu(?=[eiyéèêaâ@])", "G"),
-        (r"ge?(?=[aàâoô])", lambda match: "Z" if match[0] == "ge" else "G"),
-        (r"g(?=[eiyéèê@])", "Z"),
+        (r"ge(?=[aàâoô])|g(?=[eiyéèê@])", "Z"),
         (r"G", "g"),
         (r"j", "Z"),
-        (r"sc(?=[eiyéèê])", "s"),
-        (r"c(?=[eiyéèê@î])", "s"),
+        (r"sc(?=[eiyéèê@])|c(?=[eiyéèêœ@î])", "C"),
         (r"c", "k"),
+        (r"mpt", "mt"),
+        (r"(?<=[oa])mn(?=@)", "n"),
         (r"w", "v"),
         (r"x(?=@)", "ks"),
-        (r"(?<=[tsn])t(?=i(?:on|eu|en))", "t"),
-        (r"(?<=" + _V + r")s(?=" + _V + r"|@)", "z"),
+        (rf"(?<={_V})s(?={_V}|@)", "z"),
+        (r"C", "s"),
         # Yod.
-        (r"(?:eui|œui|uei|œi)l(?:l(?=[@aeéiou])|$)", "QJ"),
-        (r"oui(?:ll(?=[@aeéiou])|l$)", "UJ"),
-        (r"ai(?:ll(?=[@aeéiou])|l$)", "aJ"),
-        (r"ei(?:ll(?=[@aeéiou])|l$)", "EJ"),
-        (r"(?<!u)ill(?=[@aeéou])", "iJ"),
+        (rf"(?:eu|œu|œ)i{_YOD}", "QJ"),
+        (rf"oui{_YOD}", "UJ"),
+        (rf"[aâ]i{_YOD}", "aJ"),
+        (rf"ei{_YOD}", "EJ"),
         (r"uill(?=[@aeéou])", "yiJ"),
-        # Vowels written with several letters.
+        (r"ill(?=[@aeéou])", "iJ"),
+        (rf"oy(?={_V})", "waJ"),
+        (rf"ay(?={_V})", "EJ"),
+        # Vowels of several letters, then nasal vowels, then the others.
         (r"eau|au|aô", "o"),
         (r"œu|eu|eû|œ", "Q"),
         (r"aoû|où|oû|ou", "U"),
         (r"oî|oy|oê", "oi"),
-        # Nasal vowels: n or m before a consonant or at the end.
-        (r"oi[nm](?![nm@aeiouéèêâîôûyUEQ])", "wI"),
-        (r"(?:ai|ei|aî)[nm](?![nm@aeiouéèêâîôûyUEQ])", "I"),
-        (r"(?<=[iyéï])en(?=s?$|[ds]|t$)(?!t?$x)", "I"),
-        (r"(?:aon|aen|an|am|en|em)(?![nm@aeiouéèêâîôûyUEQ])", "A"),
-        (r"(?:in|im|yn|ym|ïn)(?![nm@aeiouéèêâîôûyUEQ])", "I"),
-        (r"(?:on|om)(?![nm@aeiouéèêâîôûyUEQ])", "O"),
-        (r"(?:un|um)(?![nm@aeiouéèêâîôûyUEQ])", "W"),
+        (rf"oi[nm]{_NASAL}", "wI"),
+        (rf"(?:ai|ei|aî)[nm]{_NASAL}|(?<=[iyéïJ])en(?=s?$|d)", "I"),
+        (rf"(?:aon|aen|an|am|en|em){_NASAL}", "A"),
+        (rf"(?:in|im|yn|ym|ïn){_NASAL}", "I"),
+        (rf"(?:on|om){_NASAL}", "O"),
+        (rf"(?:un|um){_NASAL}", "W"),
         (r"oi", "wa"),
         (r"ay|ey|ai|aî|ei|è|ê|ë", "E"),
-        (r"u|û|ü", "Y"),
         (r"y|î|ï", "i"),
+        (r"u|û|ü", "y"),
         (r"â|à|ä", "a"),
         (r"ô|ö", "o"),
-        (r"Y", "y"),
-        (r"U", "U"),
         (r"h", ""),
-        (r"e(?=[^aeiouyQUEAIOWé@]+@)", "E"),
-        (r"é(?=[^aeiouyQUEAIOWé@]+@)", "E"),
-        (r"(.)\1", r"\1"),
+        (r"[eé](?=[^aeiouyQUEAIOWé@]+@)", "E"),
+        (r"([^aeiouyéQUEAIOW])\1", r"\1"),
     ]
 ]
-_SOUNDED_VOWEL = "aeiouyéQUEAIOW"
-_LAST = re.compile(rf"w?[{_SOUNDED_VOWEL}][^{_SOUNDED_VOWEL}@]*@?$")
-
-_SILENT_END = re.compile(r"(?:(?<=[aeiouyéèêâîôûùàïlrnmœ])(?:[sxztdp]|[tdpc]s|ps|pt|gs?|cts?|bs?|mps?)+)$")
-
-
-def _masculine(word: str) -> frozenset[str]:
-    """The sounds of a word without mute ending."""
-    if word in lexicon.SPECIAL_SOUNDS:
-        return lexicon.SPECIAL_SOUNDS[word]
-    if re.search(r"(?:[^aeo]u|[^u])?(?:er|ers)$", word) and not word.endswith(("œers",)):
-        bare = word.removesuffix("s")
-        if lexicon.SOUNDED_ER.fullmatch(bare):
-            return frozenset({"Er", "er"})
-        return frozenset({"é", "er"}) if word.endswith("er") else frozenset({"é", "er", "Er"})
-    if word.endswith(("ez", "ed", "eds")):
-        return frozenset({"é"})
-    if word.endswith("ai"):
-        return frozenset({"é", "E"})
-    found = {_sounds(word, frozenset())}
-    if re.search(r"oi[stx]?$|oient$|oid$", word) and word not in lexicon.TRUE_OI:
-        found.add("E")
-    return frozenset(found)
-
-
-def _sounds(word: str, _: frozenset[str]) -> str:
-    stripped = word
-    if not re.search(r"en[td]s?$", word):
-        stripped = _SILENT_END.sub("", word) or word
-    else:
-        stripped = re.sub(r"en[td]s?$", "an" if not re.search(r"[vt]ients?$", word) else "en", word)
-    stripped = re.sub(r"e(?=[lrfckq]$)", "E", stripped)
-    if stripped.endswith("e") or (stripped != word and re.search(r"e$", stripped)):
-        stripped = stripped[:-1] + "E"
-    return _key(stripped)
+_SOUNDED = "aeiouyéQUEAIOW"
+_LAST = re.compile(rf"w?[{_SOUNDED}][^{_SOUNDED}@]*@?$")
+_SILENT_END = re.compile(r"(?<=[aeiouyéèêâîôûùàïlrnmœ])(?:[sxztdp]|gs?|cts?|cs|bs?)+$")
+# The oi that old spelling has for ai: avoit, connoître, foible, roide, paroisse.
+_OLD_OI = re.compile(r"o[iî](?=tr$|bl$|d$|ss$|s$)")
 
 
 def _key(spelling: str) -> str:
+    """The sounds from the last stressed vowel on."""
     for pattern, sound in _TO_SOUNDS:
         spelling = pattern.sub(sound, spelling)
     match = _LAST.search(spelling)
     return match[0] if match else spelling
+
+
+def _masculine(word: str) -> frozenset[str]:
+    special = lexicon.SPECIAL_SOUNDS.get(word) or lexicon.SPECIAL_SOUNDS.get(word.removesuffix("s"))
+    if special:
+        return special
+    if word.endswith(("er", "ers")):
+        # "er" is the rhyme for the eye that old verse allows: mer, aimer.
+        sounded = lexicon.SOUNDED_ER.fullmatch(word.removesuffix("s"))
+        return frozenset({"Er", "er"} if sounded else {"é", "er"})
+    if word.endswith(("ez", "ed", "eds")):
+        return frozenset({"é"})
+    if word.endswith("ai"):
+        return frozenset({"é", "E"})
+    found = {_key(_without_silent_end(word))}
+    if re.search(r"oi[stx]?$|oid$", word) and word not in lexicon.TRUE_OI:
+        found.add("E")
+    return frozenset(found)
+
+
+def _without_silent_end(word: str) -> str:
+    """The word without its silent consonants, and with è where its last e is open."""
+    nasal = re.search(r"en[td]s?$", word)
+    if nasal:
+        return word[: nasal.start()] + ("en" if re.search(r"[vt]ients?$", word) else "an")
+    bare = _SILENT_END.sub("", word)
+    return re.sub(r"e(?=[lrfck]?$)", "è", bare)
+
+
+def _feminine(word: str, stem: str) -> frozenset[str]:
+    if word in lexicon.SPECIAL_FEMININE:
+        return frozenset({lexicon.SPECIAL_FEMININE[word]})
+    if word.endswith(("ë", "ës")):
+        return frozenset({"y@"})
+    if re.search(r"(?:[^aâeoiuœ]|qu)ill$", stem):
+        return frozenset({"il@" if lexicon.HARD_ILL.search(stem) else "iJ@"})
+    return frozenset({_key(stem + "@"), _key(_OLD_OI.sub("ai", stem) + "@")})
 
 
 @lru_cache(maxsize=100_000)
@@ -133,15 +143,19 @@ def _word_rhyme(word: str) -> tuple[bool, frozenset[str]]:
     stem, ending = split_ending(word)
     if not ending:
         return False, _masculine(word)
-    if word.endswith(("oient", "aient")):
-        # Verbs in -aient are masculine rhymes by tradition.
-        return False, frozenset({"E"}) if word.endswith("aient") else frozenset({"E", "wa"})
-    sounds = {_key(stem + "@")}
-    if re.search(r"[^aeoiuœ]ill$", stem):
-        sounds = {"il@"} if lexicon.HARD_ILL.search(stem) else {"iJ@"}
-    if re.search(r"oi(?:tr|bl|d|ss|s)$|oîtr$", stem):
-        sounds.add(_key(re.sub(r"oi|oî", "ai", stem) + "@"))
-    return True, frozenset(sounds)
+    if word.endswith("aient"):
+        # By tradition a masculine rhyme, like -oient of old spelling.
+        return False, frozenset({"E"})
+    if word.endswith("oient"):
+        return False, frozenset({"E", "wa"})
+    return True, _feminine(word, stem)
+
+
+def _leaning(verb: str, pronoun: str) -> frozenset[str]:
+    """The rhyme of dis-je, seroit-ce: the pronoun gives its verb a feminine ending."""
+    bare = re.sub(r"[sxtdp]+$", "", verb) or verb
+    end = "j@" if pronoun == "je" else "ss@"
+    return frozenset({_key(bare + end), _key(re.sub(r"oi$", "ai", bare) + end)})
 
 
 @lru_cache(maxsize=4096)
@@ -152,17 +166,17 @@ def rhyme(line: str) -> Rhyme | None:
         return None
     last = words[-1][0]
     if len(words) > 1 and words[-2][1] == "-" and last in ("je", "ce"):
-        # dis-je, est-ce: the pronoun leans on the verb and gives it a feminine ending.
-        verb = re.sub(r"[sxtdp]+$", "", words[-2][0]) or words[-2][0]
-        verb = verb[:-1] + "é" if verb.endswith("e") and last == "je" else verb
-        return Rhyme(f"{words[-2][0]}-{last}", True, frozenset({_key(verb + ("j" if last == "je" else "ss") + "@")}))
-    feminine, sounds = _word_rhyme(last)
-    return Rhyme(last, feminine, sounds)
+        verb = words[-2][0]
+        return Rhyme(f"{verb}-{last}", True, _leaning(verb, last))
+    if last in WEAK and len(words) > 1 and not words[-2][1]:
+        # An article or a preposition has no stress to rhyme with.
+        return Rhyme(last, False, frozenset())
+    return Rhyme(last, *_word_rhyme(last))
 
 
 def rhymes(a: str, b: str) -> bool:
     """Whether two verses (or two words) rhyme: same gender, same sounds, two different words."""
     first, second = rhyme(a), rhyme(b)
-    if first is None or second is None:
+    if first is None or second is None or first.word == second.word:
         return False
-    return first.feminine == second.feminine and first.word != second.word and bool(first.sounds & second.sounds)
+    return first.feminine == second.feminine and not first.sounds.isdisjoint(second.sounds)

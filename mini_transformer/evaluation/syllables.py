@@ -13,14 +13,16 @@ from functools import lru_cache
 from mini_transformer.evaluation import lexicon
 
 VOWELS = "aàâäeéèêëiîïoôöuùûüyœæ"
-_WORD = re.compile(r"([a-zà-öø-ÿœæ]+)(['-]?)")
+_WORD = re.compile(r"([a-zà-öø-ÿœæ]+)(?:(['-])(?=[a-zà-öø-ÿœæ])|(\s*[^\w\s'-]|\s*--))?")
+_NONE = frozenset({0})
+_NONE_OR_ONE = frozenset({0, 1})
 _ONE = frozenset({1})
 _TWO = frozenset({2})
 _EITHER = frozenset({1, 2})
 
 _NUCLEUS = re.compile(
     r"eau|œu|œi(?=l)|aoû|aou(?=[tl])|(?<=[fptl])ao(?=n)|eoi|[eœ]ui(?=ll|ls?$)|oui(?=ll|ls?$)|uei(?=l)"
-    r"|a[iîyu]|e[iîyuû]|o[iîyuùû]|uy|[" + VOWELS + "]"
+    r"|[aâ][iîyu]|e[iîyuû]|o[iîyuùû]|uy|[" + VOWELS + "]"
 )
 _SILENT = [
     (re.compile(r"qu"), "q"),
@@ -31,6 +33,8 @@ _SILENT = [
 ]
 # The e of oublierai, dévouement, gaieté.
 _MUTE_INSIDE = re.compile(r"e[rmt][aeéioèu]")
+# What follows the i of fierté, siecle, assiette.
+_OPEN_E = re.compile(r"e(?:r[bcdfglmnprstv]|[bcdfgptv][lr]|ll|tt)")
 _AFTER_CLUSTER = re.compile(r"[bcdfgptv]h?[lr]$")
 
 
@@ -52,12 +56,12 @@ def normalise(line: str) -> str:
     """The line in lower case, with plain apostrophes and hyphens and the digraph œ restored."""
     line = unicodedata.normalize("NFC", line).lower().replace("’", "'").replace("‑", "-").replace("&", " et ")
     line = re.sub(r"oe(?=u|il)", "œ", line)
-    return re.sub(r"\boe(?=[dn])|æ", "é", line)
+    return re.sub(r"\boe(?=[dn])|(?<=ph)oe(?=[bn])|ae(?![lrë])|æ", "é", line)
 
 
 def tokens(line: str) -> list[tuple[str, str]]:
-    """The words of a line, each with what joins it to the next: an apostrophe, a hyphen or nothing."""
-    return [(match[1], match[2]) for match in _WORD.finditer(normalise(line))]
+    """The words of a line, each with what follows it: an apostrophe, a hyphen, "," for any stop, or nothing."""
+    return [(match[1], match[2] or ("," if match[3] else "")) for match in _WORD.finditer(normalise(line))]
 
 
 def split_ending(word: str) -> tuple[str, str]:
@@ -75,10 +79,11 @@ def split_ending(word: str) -> tuple[str, str]:
 
 def _sounded_ent(word: str) -> bool:
     if word.endswith("ment"):
-        return word[:-4] not in lexicon.VERBS_IN_MER
+        return word[:-3] not in lexicon.VERBS_IN_MER
     if word.endswith(("vient", "tient")):
         return bool(lexicon.GLIDES_I_ONE.search(word[:-4] + "/" + word[-4:])) or word in lexicon.FULL_ENT
-    return word in lexicon.FULL_ENT
+    # A verb would have è there (ils cèdent).
+    return word in lexicon.FULL_ENT or bool(re.search(r"(?:é[bcdlnprstv]|esc)ent$", word))
 
 
 @lru_cache(maxsize=200_000)
@@ -101,34 +106,35 @@ def _reading(word: str, stem: str, ending: str, verb: bool) -> Word:
     if ending and stem.endswith(("gu", "qu")) and not word.endswith(("ë", "ës")):
         bare = bare.removesuffix("u")
     hiatus = bool(ending) and bare[-1:] in VOWELS
-    return Word(word, _counts(bare, verb), ending, hiatus)
+    return Word(word, _counts(bare, ending, verb), ending, hiatus)
 
 
-def _counts(bare: str, verb: bool) -> frozenset[int]:
+def _counts(bare: str, ending: str, verb: bool) -> frozenset[int]:
     nuclei = [(match.start(), match.end()) for match in _NUCLEUS.finditer(bare)]
     totals = {0}
     index = 0
     while index < len(nuclei):
         start, end = nuclei[index]
-        size, step = _ONE, 1
-        if index + 1 < len(nuclei) and nuclei[index + 1][0] == end:
-            first, second = bare[start:end], bare[end : nuclei[index + 1][1]]
-            if first not in ("a", "o") and _MUTE_INSIDE.match(bare, end):
-                size, step = _EITHER if first in ("ay", "ey", "uy") else _ONE, 2
-            elif (glides := _glide(first, second, bare, start, verb)) is not None:
-                size, step = glides, 2
-        totals = {total + more for total in totals for more in size}
-        index += step
+        sizes: frozenset[int] | None = None
+        touches_next = index + 1 < len(nuclei) and nuclei[index + 1][0] == end
+        if index and nuclei[index - 1][1] == start and _MUTE_INSIDE.match(bare, start):
+            vowel = bare[nuclei[index - 1][0] : start]
+            sizes = _ONE if vowel in ("a", "o") else _NONE_OR_ONE if vowel[-1] == "y" else _NONE
+        elif touches_next and not _MUTE_INSIDE.match(bare, end):
+            sizes = _glide(bare[start:end], bare[end : nuclei[index + 1][1]], bare, start, ending, verb)
+            index += sizes is not None
+        totals = {total + more for total in totals for more in (_ONE if sizes is None else sizes)}
+        index += 1
     return frozenset(totals)
 
 
-def _glide(glide: str, following: str, bare: str, start: int, verb: bool) -> frozenset[int] | None:
+def _glide(glide: str, following: str, bare: str, start: int, ending: str, verb: bool) -> frozenset[int] | None:
     """The syllables of two vowels that meet, or None where they are no pair of glide and vowel."""
     before = bare[:start]
     marked = before + "/" + bare[start:]
     match glide:
         case "i" | "y" | "î":
-            return _glide_i(following, before, bare[start + 1 :], marked, verb)
+            return _glide_i(following, before, bare[start + 1 :], marked, ending, verb)
         case "ï":
             return _ONE if before[-1:] in ("a", "o") else _TWO
         case "u" | "û":
@@ -138,15 +144,17 @@ def _glide(glide: str, following: str, bare: str, start: int, verb: bool) -> fro
                 return _TWO
             return _EITHER if lexicon.GLIDES_UI_EITHER.search(marked) else _ONE
         case "ou":
-            if lexicon.GLIDES_OU_ONE.search(marked):
-                return _ONE
-            return _EITHER if lexicon.GLIDES_OU_EITHER.search(marked) else _TWO
+            return _by_family(marked, lexicon.GLIDES_OU_ONE, lexicon.GLIDES_OU_EITHER)
         case "o":
-            return _ONE if lexicon.GLIDES_O_ONE.search(marked) else _TWO
+            return _by_family(marked, lexicon.GLIDES_O_ONE, lexicon.GLIDES_O_EITHER)
     return None
 
 
-def _glide_i(following: str, before: str, after: str, marked: str, verb: bool) -> frozenset[int]:
+def _by_family(marked: str, one: re.Pattern[str], either: re.Pattern[str]) -> frozenset[int]:
+    return _ONE if one.search(marked) else _EITHER if either.search(marked) else _TWO
+
+
+def _glide_i(following: str, before: str, after: str, marked: str, ending: str, verb: bool) -> frozenset[int]:
     if before[-1:] == "y":
         return _ONE
     if lexicon.GLIDES_I_EITHER.search(marked):
@@ -156,28 +164,33 @@ def _glide_i(following: str, before: str, after: str, marked: str, verb: bool) -
     if lexicon.GLIDES_I_ONE.search(marked):
         return _ONE
     in_ier = bool(lexicon.VERBS_IN_IER.fullmatch(before))
-    if re.fullmatch(r"ers?|ez|èr", after):
+    if after in ("er", "ez", "ers") or (after == "èr" and ending == "ent"):
         return _TWO if in_ier and after != "ers" else _ONE
-    if following == "è":
+    if following == "è" or _OPEN_E.match(after):
         return _TWO if lexicon.GLIDES_IE_TWO.search(marked) else _ONE
-    if after == "ons" and verb and not in_ier:
-        return _EITHER if re.search(r"(?:[stx]|[lnp]|g)$", before) else _ONE
-    if re.match(r"e(?:r[bcdfglmnprstv]|[bcdfgptv][lr]|[lt][lt])", after) and "qu" not in before:
-        return _TWO if before.endswith("q") or in_ier else _ONE
+    if after == "ons" and not in_ier:
+        if lexicon.VERBS_IN_IONS.search(before):
+            return _ONE
+        return _EITHER if verb and before[-1:] not in VOWELS else _TWO
     return _TWO
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One way of counting a verse: its syllables, and after which of the first seven a word ends stressed."""
+    """One way of counting a verse: its syllables, and after which of the fourth to sixth a word ends stressed."""
 
     count: int
     breaks: frozenset[int]
 
 
 _CAESURAE = (4, 5, 6)
-_WEAK = frozenset("le de je me te se ne que ce".split())
-_CLITICS = frozenset("je ce".split())
+# Words that lean on the next one: no caesura stands after them, unless they follow their verb (dit-il).
+WEAK = lexicon.words(
+    """le la les l un une des du au aux mon ton son ma ta sa mes tes ses nos vos leurs ce cet cette ces
+    et à de par sur dans en je il ils tu on me te se ne que"""
+)
+_IMPERFECT = re.compile(r"(?<!^v)(?<!^cr)(?<!rev)(?<!rév)[ao]ient$")
+_CLITICS = frozenset({"je", "ce"})
 
 
 @lru_cache(maxsize=100_000)
@@ -197,23 +210,26 @@ def scan(line: str) -> frozenset[Scan]:
         return frozenset()
     words = tokens(line)
     states: set[tuple[int, int]] = {(0, 0)}
-    nous = False
+    nous = any(text == "nous" for text, _ in words)
     for index, (text, joint) in enumerate(words):
         following = words[index + 1][0] if index + 1 < len(words) else None
-        clitic = index > 0 and words[index - 1][1] == "-"
-        steps = _steps(text, joint, following, clitic, nous)
+        before, link = words[index - 1] if index else ("", "")
+        # A pronoun after its verb, and "un" in l'un, pas un, bear a stress.
+        leans = link == "-" or (text == "un" and (link == "'" or before in ("pas", "quelqu")))
+        steps = _steps(text, joint, following, link == "-", leans, nous)
         states = {
-            (count + more, mask | (1 << (count + stop) if stop and count + stop in _CAESURAE else 0))
+            (count + more, mask | (1 << (count + stop) if count + stop in _CAESURAE else 0))
             for count, mask in states
             for more, stop in steps
         }
-        nous = nous or text == "nous"
     return frozenset(Scan(c, frozenset(p for p in _CAESURAE if mask >> p & 1)) for c, mask in states)
 
 
 @lru_cache(maxsize=400_000)
-def _steps(text: str, joint: str, following: str | None, clitic: bool, nous: bool) -> frozenset[tuple[int, int]]:
-    """What a word adds to a verse: pairs of its syllables and the one a caesura may follow (0 for none)."""
+def _steps(
+    text: str, joint: str, following: str | None, clitic: bool, leans: bool, nous: bool
+) -> frozenset[tuple[int, int]]:
+    """What a word adds to a verse: pairs of its syllables and the one a caesura may follow (-99 for none)."""
     steps = set()
     for word in readings(text, nous and text.endswith("ions")):
         ending, counts = word.ending, word.counts
@@ -221,10 +237,8 @@ def _steps(text: str, joint: str, following: str | None, clitic: bool, nous: boo
             ending, counts = "e", frozenset({0})
         for mute in _mute(word, ending, following, clitic):
             for count in counts:
-                stressed = not joint and not mute and text not in _WEAK
-                if ending in ("es", "ent") and mute:
-                    stressed = False
-                steps.add((count + mute, count if stressed else 0))
+                stressed = not mute and (joint == "," or (not joint and (leans or text not in WEAK)))
+                steps.add((count + mute, count if stressed else -99))
     return frozenset(steps)
 
 
@@ -233,12 +247,13 @@ def _mute(word: Word, ending: str, following: str | None, clitic: bool) -> set[i
         return {0, -1}
     if not ending or following is None:
         return {0}
+    if word.text == "encore":
+        # Editions in modern spelling print encore where the verse has encor.
+        return {0} if elides(following) == {True} else {0, 1}
     if ending == "e":
-        fallen = {0 if elision else 1 for elision in elides(following)}
-        return {0, 1} if word.hiatus and fallen == {1} else fallen
-    if word.hiatus:
-        return {0} if word.text.endswith(("aient", "oient")) else {0, 1}
-    return {1}
+        return {0 if elision else 1 for elision in elides(following)}
+    # The plural of the imperfect and its like have no e to count; elsewhere it counts, as old poets had it.
+    return {0} if word.hiatus and _IMPERFECT.search(word.text) else {1}
 
 
 def syllable_counts(line: str) -> frozenset[int]:
