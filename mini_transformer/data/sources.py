@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from mini_transformer.errors import UserError
@@ -69,11 +68,6 @@ def read_documents(paths: tuple[Path, ...], encoding: str = "utf-8") -> list[str
     if not documents:
         raise UserError(f"{', '.join(map(str, paths))}: empty: there is no text to learn from")
     return documents
-
-
-def embedded_corpus() -> Path:
-    """The fables that come with the package."""
-    return Path(str(resources.files("mini_transformer.text") / "corpus" / "fables.txt"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""Show that no run of eight words of the embedded fables stands in other texts.
+
+    python tools/originality.py FOLDER_OR_FILE...
+
+Words are runs of French letters in lower case, so that « l'un » is two. Exit code 1 if there is a shared run.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mini_transformer.data.sources import read_text, text_files
+from mini_transformer.text.fables import load_fables
+
+RUN = 8
+WORD = re.compile(r"[a-zàâçéèêëîïôùûüœ]+")
+
+
+def runs(text: str) -> Iterator[tuple[str, ...]]:
+    """All runs of eight words of a text, in order."""
+    words = WORD.findall(text.lower())
+    return zip(*(words[i:] for i in range(RUN)), strict=False)
+
+
+def main(arguments: list[str]) -> int:
+    """Compare, and print what is shared."""
+    if not arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    ours = {run: fable.title for fable in load_fables() for run in runs(fable.text)}
+    print(f"{len(ours):,} runs of {RUN} words in the fables")
+    shared = 0
+    for path in (file for argument in arguments for file in text_files(Path(argument))):
+        found = {run for run in runs(read_text(path)) if run in ours}
+        shared += len(found)
+        print(f"{path.name}: {len(found)} shared")
+        for run in sorted(found):
+            print(f"  {ours[run]}: {' '.join(run)}")
+    return 1 if shared else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
