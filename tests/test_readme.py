@@ -1,0 +1,82 @@
+"""The README's commands as they are written, with small numbers put behind them."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FABLES, ROOT, TINY
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+SMALL = {
+    "--max-iters": ["--max-iters", "4"],
+    "--max-iters-pretrain": ["--max-iters-pretrain", "4", "--max-iters-finetune", "4"],
+}
+
+
+def run(words: list[str], cwd: Path) -> str:
+    """Run a command of the README with this environment's Python and package."""
+    if words[0] == "python" and words[1].endswith(".py"):
+        words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+    else:
+        assert words[0] == "mini-transformer"
+        words = [sys.executable, "-m", "mini_transformer", *words[1:]]
+    result = subprocess.run(words, cwd=cwd, capture_output=True, encoding="utf-8", env={"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("fables.txt", "other-fables.txt", "poems.txt"):
+        (folder / name).write_bytes(FABLES.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("command", [line for line in SHELL if not line.startswith("make")])
+def test_command(folder: Path, command: str) -> None:
+    words = shlex.split(command)
+    if "train.py" in words:
+        two = "--pretrain-data" in words
+        words += [*TINY, *SMALL["--max-iters-pretrain" if two else "--max-iters"], "--overwrite"]
+    out = run(words, folder)
+    if "train.py" in words:
+        assert "The best weights" in out
+        assert (folder / "out" / "loss_curve.png").is_file()
+    if "generate.py" in words:
+        assert out.startswith("Un renard et un corbeau")
+        assert len(out) > 400
+
+
+def test_the_python_example(folder: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = example.replace("max_new_tokens=100", "max_new_tokens=5")
+    out = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, encoding="utf-8")
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("Un renard")
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    out = run(["mini-transformer", "demo", "--max-iters", "2"], tmp_path)
+    assert "A fable that it writes:" in out
+    assert (tmp_path / "demo-out" / "generated_text.txt").is_file()
+
+
+def test_make_has_the_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {line.split()[1] for line in SHELL if line.startswith("make")}
+    assert targets >= {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+
+
+def test_the_map_shows_what_is_there() -> None:
+    (tree,) = re.findall(r"```\n(train\.py.*?)```", README, re.S)
+    shown = set(re.findall(r"^  ([a-z_]+)(?:/|\.py)", tree, re.M))
+    package = ROOT / "mini_transformer"
+    there = {p.stem for p in package.iterdir() if not p.name.startswith("__") and p.suffix in ("", ".py")}
+    assert shown == there - {"errors", "files"}
