@@ -84,9 +84,10 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"mini_transformer.commands.{name.replace('-', '_')}")
         return int(command.main(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {str(error).replace(chr(10), ' ')}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()

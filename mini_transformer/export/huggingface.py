@@ -23,6 +23,7 @@ from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.experts import ALPHA, LIMIT
 
 FORMAT = 1  # of our own key; raised when an older version could no longer read the folder
+LONGEST_BLOCK = 2**20
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
 
 
@@ -117,6 +118,10 @@ def from_json(value: dict[str, Any], where: str = CONFIG) -> ModelConfig:
         number = getattr(config, f.name)
         if f.type in (int, "int") and (not isinstance(number, int) or number < 1):
             raise UserError(f"{where}: {f.name} is {number!r}, expected a whole number above 0")
+    if config.block_size > LONGEST_BLOCK:
+        raise UserError(
+            f"{where}: a context of {config.block_size} tokens is beyond the {LONGEST_BLOCK} that we can hold"
+        )
     if len(config.layer_types) != config.n_layer or not set(config.layer_types) <= {SLIDING, FULL}:
         raise UserError(f"{where}: layer_types must list {config.n_layer} times {SLIDING!r} or {FULL!r}")
     if config.n_head % config.n_kv_head or config.experts_per_token > config.n_experts or config.head_dim % 2:
@@ -145,8 +150,11 @@ def to_tensors(model: Decoder) -> dict[str, Tensor]:
     return tensors
 
 
-def from_tensors(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHTS) -> None:
-    """Load weights that have GPT-OSS names into a model. Raises `UserError` if one is missing, strange or misshapen."""
+def from_tensors(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHTS, assign: bool = False) -> None:
+    """Load weights that have GPT-OSS names into a model; `assign`: the tensors become its parameters, in float32.
+
+    Raises `UserError` if one is missing or misshapen.
+    """
     state = {}
     for name, own in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_embeddings:
@@ -162,14 +170,19 @@ def from_tensors(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHT
             )
         if "gate_up_proj" in name:
             tensor = torch.cat((tensor[..., 0::2], tensor[..., 1::2]), dim=-1)
-        state[name] = tensor
-    model.load_state_dict(state)
+        state[name] = tensor.float()
+    model.load_state_dict(state, assign=assign)
+    if model.config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write `model.safetensors`, whole or not at all."""
     with replacing(folder / WEIGHTS) as draft:
-        save_file(tensors, draft, metadata={"format": "pt"})
+        try:
+            save_file(tensors, draft, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # a full disk, for one
+            raise UserError(f"{folder / WEIGHTS}: cannot be written ({error})") from None
 
 
 def write_config(folder: Path, config: ModelConfig, eod_id: int, unseen: list[int], facts: dict[str, Any]) -> None:
@@ -200,8 +213,12 @@ def read_model(folder: Path, device: torch.device) -> Decoder:
         tensors = load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{folder / WEIGHTS}: damaged or incomplete ({error})") from None
-    model = Decoder(config)
-    from_tensors(model, tensors, str(folder / WEIGHTS))
+    if config.n_layer > len(tensors):
+        raise UserError(f"{folder / WEIGHTS}: holds no {config.n_layer} layers, as {CONFIG} says")
+    with torch.device("meta"):  # shapes only: the file's tensors become the weights, and nothing is drawn at random
+        model = Decoder(config)
+    from_tensors(model, tensors, str(folder / WEIGHTS), assign=True)
+    model.compute_rotary()
     return model.to(device).eval()
 
 

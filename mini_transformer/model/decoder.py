@@ -55,10 +55,14 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        cos, sin = rotary_table(config.rope, config.head_dim, config.block_size)
+        self.compute_rotary()
+        self.initialise()
+
+    def compute_rotary(self) -> None:
+        """Fill the tables of the rotary positions; they are not among the weights."""
+        cos, sin = rotary_table(self.config.rope, self.config.head_dim, self.config.block_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -15,17 +15,15 @@ LIMIT = 7.0
 class Router(nn.Module):
     """Chooses K experts per token from its logits, and weighs them by the softmax over those K.
 
-    `load` counts the tokens each expert took while training, for the balance rule; the optimizer step empties it.
+    `load` counts the tokens (E) that each expert took while training, for the balance rule, which takes it away.
     """
-
-    load: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.experts_per_token = config.experts_per_token
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.n_embd))
         self.bias = nn.Parameter(torch.empty(config.n_experts))
-        self.register_buffer("load", torch.zeros(config.n_experts, dtype=torch.int64), persistent=False)
+        self.load: Tensor | None = None
 
     def forward(self, x_nc: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (N, K) and chosen experts (N, K)."""
@@ -34,7 +32,8 @@ class Router(nn.Module):
             logits_ne = torch.nn.functional.linear(x_nc.float(), self.weight.float(), self.bias.float())
         top_nk, chosen_nk = logits_ne.topk(self.experts_per_token, dim=-1)
         if self.training:
-            self.load += torch.bincount(chosen_nk.flatten(), minlength=len(self.load))
+            counts_e = torch.bincount(chosen_nk.flatten(), minlength=len(self.weight))
+            self.load = counts_e if self.load is None else self.load + counts_e
         return top_nk.softmax(dim=-1), chosen_nk
 
 

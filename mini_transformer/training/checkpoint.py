@@ -56,6 +56,7 @@ class State:
     best: dict[str, Tensor]  # the best weights, under their names on disk
     metrics_size: int  # bytes of metrics.jsonl that belong to it
     losses: list[float]  # of the iterations since the last evaluation
+    evaluated: int  # iteration of this phase's last evaluation; -1: none yet
 
 
 def settings(config: TrainConfig, material: Material) -> dict[str, Any]:

@@ -38,10 +38,9 @@ def balance(model: Decoder, rate: float) -> float:
     """
     busiest = 1.0
     for router in routers(model):
-        load = router.load.float()
-        mean = load.mean()
-        if mean > 0:
-            router.bias.add_(rate * torch.sign(mean - load))
-            busiest = max(busiest, (load.max() / mean).item())
-        router.load.zero_()
+        if router.load is None:
+            continue
+        load, router.load = router.load.float(), None
+        router.bias.add_(rate * torch.sign(load.mean() - load))
+        busiest = max(busiest, (load.max() / load.mean()).item())
     return busiest

@@ -28,7 +28,7 @@ class Report:
     def __init__(self, metrics: Path, metrics_size: int) -> None:
         """`metrics_size`: the bytes of the metrics file to keep; what a killed run wrote behind them is dropped."""
         self._metrics = open(metrics, "ab")  # noqa: SIM115 - open for the whole run
-        self._metrics.truncate(metrics_size)
+        self._metrics.truncate(min(metrics_size, self.metrics_size))
         self._bar: tqdm[Any] | None = None
         self._iters = 0
         self._clock = (time.monotonic(), 0)  # when the counting of iterations began, and at which

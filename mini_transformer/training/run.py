@@ -65,6 +65,9 @@ def train(config: TrainConfig) -> None:
                 f"out of memory on {describe(device)}: set --micro-batch-size below {trainer.micro_batch_size} "
                 "(the result stays the same), or take a smaller model"
             ) from None
+        except OSError as error:
+            what = error.filename or config.run.out_dir
+            raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint stands") from None
     folder.record(wanted, surroundings, finished=True)
     print(f"\nThe best weights, of validation loss {trainer.state.best_loss:.3f}, are in {config.run.out_dir}")
 

@@ -79,7 +79,7 @@ class Trainer:
         self.tokens_per_character = (len(material.validation) - 1) / material.validation_characters
         self.micro_batch_size = config.run.micro_batch_size or self._micro_batch_size()
         self.optimizer = make_optimizer(model, config.optim)
-        self.state = State(0, 0, {}, {}, math.inf, (0, 0), {}, 0, [])
+        self.state = State(0, 0, {}, {}, math.inf, (0, 0), {}, 0, [], -1)
         self.best_on_disk = True
         self.said_overfitting = False
 
@@ -116,7 +116,7 @@ class Trainer:
             i = self.state.iteration
             if i % run.checkpoint_interval == 0 and i > 0:
                 self._save()
-            if i % run.eval_interval == 0 or i == phase.iters:
+            if (i % run.eval_interval == 0 or i == phase.iters) and i != self.state.evaluated:
                 self._evaluate()
             if run.sample_interval and i % run.sample_interval == 0 and 0 < i < phase.iters:
                 self._sample()
@@ -207,7 +207,7 @@ class Trainer:
             if state.iteration == 0 or self.folder.save_is_due():
                 self._write_best()
         training = f"training {statistics.fmean(state.losses):.3f}, " if state.losses else ""
-        state.losses = []
+        state.losses, state.evaluated = [], state.iteration
         self.report.say(
             f"{phase.name} {state.iteration}/{phase.iters}: {training}validation {loss:.3f} "
             f"({bits:.3f} bits per character{', best' if best else ''}){self.report.remaining(state.iteration)}"
@@ -265,7 +265,7 @@ class Trainer:
         """Go on to a phase from the best weights so far, with a fresh optimizer."""
         self._load_best()
         self.optimizer = make_optimizer(self.model, self.config.optim)
-        self.state.phase, self.state.iteration, self.state.losses = phase, 0, []
+        self.state.phase, self.state.iteration, self.state.losses, self.state.evaluated = phase, 0, [], -1
         self.said_overfitting = False
         self._write_phase_end()
         self._save(always=True)

@@ -1,6 +1,7 @@
 """The model folder in the hands of `transformers`."""
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -130,6 +131,12 @@ def damage(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) 
         (lambda c: c.update(num_key_value_heads=5), "do not fit"),
         (lambda c: c.update(rope_parameters={"rope_theta": 1e4}), "rope_type"),
         (lambda c: c["mini_transformer"].update(format=2), "format 2, this version of Mini-Transformer reads format 1"),
+        (
+            lambda c: c.update(num_hidden_layers=10**6, layer_types=["full_attention"] * 10**6),
+            "holds no 1000000 layers",
+        ),
+        (lambda c: c.update(max_position_embeddings=10**9), "a context of 1000000000 tokens is beyond"),
+        (lambda c: c.update(intermediate_size=10**12), r"has the shape .* asks for"),
         (lambda c: c.update(vocab_size=99999), r"has the shape .* asks for \(99999, 32\)"),
         (lambda c: c.update(num_hidden_layers=3, layer_types=["full_attention"] * 3), "layers.2.* is missing"),
     ],
@@ -156,6 +163,28 @@ def test_a_truncated_file_is_refused_by_name(trained: Path, tmp_path: Path, name
     (folder / name).write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(UserError, match=re.escape(name)):
         Writer.load(folder, CPU)
+
+
+def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) -> None:
+    """A file of a stranger with a few bytes changed, cut or doubled: one line, or it still reads; never a traceback."""
+    chance = random.Random(0)
+    folder = shutil.copytree(trained, tmp_path / "out")
+    refused: list[str] = []
+    for case in range(80):
+        name = (CONFIG, WEIGHTS, "tokenizer.json", "generation_config.json")[case % 4]
+        whole = (folder / name).read_bytes()
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            place = chance.randrange(min(len(damaged), 6000))
+            damaged[place : place + chance.randrange(12)] = chance.randbytes(chance.randrange(6))
+        (folder / name).write_bytes(damaged)
+        try:
+            "".join(Writer.load(folder, CPU).write("Un été", 3, Sampling(), seed=1))
+        except UserError as error:
+            refused.append(str(error))
+        (folder / name).write_bytes(whole)
+    assert len(refused) > 40
+    assert all("out" in line or "tokenizer.json" in line for line in refused)
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "tokenizer.json"])

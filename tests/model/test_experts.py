@@ -72,6 +72,9 @@ def test_router_weighs_the_chosen_and_counts_them_in_training_only() -> None:
     logits = x @ router.weight.T + router.bias
     torch.testing.assert_close(weights, logits.gather(1, chosen).softmax(-1))
     assert (logits.topk(2).indices.sort().values == chosen.sort().values).all()
-    assert router.load.sum() == 60
+    assert router.load is not None
+    assert router.load.tolist() == chosen.flatten().bincount(minlength=4).tolist()
+    router(x)
+    assert router.load.sum() == 120
     router.eval()(x)
-    assert router.load.sum() == 60
+    assert router.load.sum() == 120
