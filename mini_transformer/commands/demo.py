@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     if code := train.main(flags):
         return code
     print("\nA fable that it writes:\n", flush=True)
-    generate.main(["--model-dir", str(given.out_dir), "--max-new-tokens", "700", "--seed", "1", "--stop-at-end"])
+    sampling = ["--temperature", "0.6", "--seed", "1", "--stop-at-end"]
+    generate.main(["--model-dir", str(given.out_dir), "--max-new-tokens", "700", *sampling])
     print(f"\nThe model lies in {given.out_dir}: look at loss_curve.png there. Let it write on:")
     print(f'  mini-transformer generate --model-dir {given.out_dir} --prompt "LE RENARD"')
     return 0
