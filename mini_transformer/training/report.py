@@ -125,26 +125,20 @@ def draw_loss_curve(metrics: Path, picture: Path, phases: list[tuple[str, int]],
         axes.annotate(
             f"best {y[best]:.3f}\n({bits:.3f} bits per character)",
             (x[best], y[best]),
-            xytext=(0, 14),
+            xytext=(0, -10),
             textcoords="offset points",
             ha="right" if x[best] > total / 2 else "left",
+            va="top",
             fontsize=9,
         )
         lowest = min(y + points("train_loss")[1])
         start = sorted(points("train_loss")[1])[-max(1, len(lines) // 50)]
-        axes.set_ylim(lowest - 0.05 * (start - lowest), max(y[best] + 0.3, start * 1.02))
+        axes.set_ylim(lowest - 0.25 * (start - lowest), max(y[best] + 0.3, start * 1.02))
     for name, start_of_phase in starts.items():
         if start_of_phase:
             axes.axvline(start_of_phase, color="#999999", linewidth=0.8, linestyle="--")
         if len(starts) > 1:
-            axes.text(
-                start_of_phase + total * 0.01,
-                0.97,
-                name,
-                transform=axes.get_xaxis_transform(),
-                va="top",
-                fontsize=9,
-            )
+            axes.text(start_of_phase, 1.01, name, transform=axes.get_xaxis_transform(), va="bottom", fontsize=9)
     axes.set_xlim(0, total * 1.02)
     axes.set_xlabel("iterations")
     axes.set_ylabel("loss (nats per token)")

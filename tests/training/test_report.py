@@ -1,0 +1,47 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mini_transformer.training.report import Report, draw_loss_curve, duration, smoothed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 s"), (89, "89 s"), (91, "2 min"), (5399, "90 min"), (5401, "1.5 hours"), (700_000, "8.1 days")],
+)
+def test_durations_are_for_people(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_smoothing_is_a_running_mean() -> None:
+    assert smoothed([1.0, 3.0, 5.0, 1.0], 2) == [1.0, 2.0, 4.0, 3.0]
+    assert smoothed([2.0, 4.0], 10) == [2.0, 3.0]
+
+
+def test_metrics_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    report = Report(file, 0)
+    report.metric(phase="train", iteration=1)
+    size = report.metrics_size
+    report.metric(phase="train", iteration=2)
+    report.close()
+    report = Report(file, size)
+    report.metric(phase="train", iteration=3)
+    report.close()
+    assert [json.loads(line)["iteration"] for line in file.read_text().splitlines()] == [1, 3]
+    file.unlink()  # lost by the user: the run goes on all the same
+    report = Report(file, size)
+    report.metric(phase="train", iteration=4)
+    report.close()
+    assert [json.loads(line)["iteration"] for line in file.read_text().splitlines()] == [4]
+
+
+@pytest.mark.parametrize("phases", [[("train", 40)], [("pretrain", 20), ("finetune", 20)]])
+@pytest.mark.parametrize("lines", [0, 1, 40])
+def test_a_curve_is_drawn_for_any_number_of_points(tmp_path: Path, phases: list[tuple[str, int]], lines: int) -> None:
+    file = tmp_path / "metrics.jsonl"
+    values = [{"phase": phases[i * len(phases) // 40][0], "iteration": i % phases[0][1]} for i in range(lines)]
+    file.write_text("".join(json.dumps(v | {"train_loss": 3.0, "val_loss": 2.5}) + "\n" for v in values))
+    draw_loss_curve(file, tmp_path / "curve.png", phases, 1.0)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
