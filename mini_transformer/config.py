@@ -129,7 +129,7 @@ class TrainConfig:
 # One dial for newcomers: shape, batch, rate and horizon that belong together. Explicit flags win.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(n_layer=4, n_embd=128, n_head=4, block_size=128, batch_size=8, dropout=0.1, lr=2e-3, iters=800),
-    "laptop": dict(n_layer=4, n_embd=192, n_head=6, block_size=256, batch_size=16, lr=1e-3, iters=3000),
+    "laptop": dict(n_layer=4, n_embd=192, n_head=6, block_size=256, batch_size=16, lr=1e-3, iters=2000),
     "mission": {},
 }
 
