@@ -11,6 +11,10 @@ from mini_transformer.config import PRESETS, ModelConfig, OptimConfig, Phase, Ru
 from mini_transformer.errors import UserError
 
 ITERS, LR, LR_PRETRAIN = 10_000, 5e-4, 3e-4
+PRESET_HELP = (
+    "shape, batch, rate and length that suit each other: tiny (minutes on two CPU cores), laptop (under an hour), "
+    "mission (24 layers of width 512, for a GPU; the default)"
+)
 
 
 def train_parser() -> Parser:
@@ -29,7 +33,7 @@ def train_parser() -> Parser:
     ):
         text.add_argument(name, type=Path, nargs="+", metavar="FILE", help=help)
     length = parser.add_argument_group("Length and rate of the phases")
-    length.add_argument("--preset", choices=PRESETS, help="shape, batch, rate and length that suit each other")
+    length.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
     length.add_argument("--max-iters", type=int, metavar="N", help=f"iterations of --data (default: {ITERS})")
     length.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate of --data (default: {LR})")
     for phase, lr in (("pretrain", LR_PRETRAIN), ("finetune", LR)):
