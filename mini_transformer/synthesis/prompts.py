@@ -75,9 +75,9 @@ def combination(sizes: Sequence[int], number: int, key: str) -> list[int]:
     """The `number`-th combination of one value out of each of several lists, given the lists' sizes.
 
     A one-to-one map from the numbers below the product of the sizes to the combinations; beyond, it begins again in
-    another order. The longest list turns fastest, in a new order each time round; within one round each other list's
-    values come up equally often, give or take one. (Each value is a digit of the number, shifted by an amount that
-    depends on the digits before it only: that can be undone digit by digit, so no two numbers meet.)
+    another order. The longest list turns fastest, in a new order each time round; the other lists' values come up
+    equally often, give or take a few. (Each value is a digit of the number, shifted by an amount that depends on the
+    digits before it only: that can be undone digit by digit, so no two numbers meet.)
     """
     if not sizes:
         return []
@@ -87,13 +87,21 @@ def combination(sizes: Sequence[int], number: int, key: str) -> list[int]:
     for i in order:
         rest, digit = divmod(rest, sizes[i])
         digits.append(digit)
-    fastest = _shuffled(sizes[order[0]], f"{key}/{epoch}/{digits[1:]}")[digits[0]]
+    longest = sizes[order[0]]
+    fastest = _shuffled(longest, f"{key}/{epoch}/{digits[1:]}")[digits[0]]
     values = [0] * len(sizes)
     values[order[0]] = fastest
+    turns, weight = 0, 1  # how often the longest list has gone round, as far as the digits so far tell
     for place, i in enumerate(order[1:], start=1):
-        shift = _shuffled(sizes[order[0]], f"{key}/{epoch}/{place}/{digits[1:place]}")[fastest]
-        values[i] = (digits[place] + shift) % sizes[i]
+        shift = _shuffled(longest, f"{key}/{epoch}/{place}/{digits[1:place]}")[fastest]
+        values[i] = (digits[place] * _stride(longest, sizes[i]) + shift + longest * turns) % sizes[i]
+        turns, weight = turns + weight * digits[place], weight * sizes[i]
     return values
+
+
+def _stride(longest: int, size: int) -> int:
+    """The step nearest to a whole round of the longest list that still reaches every one of `size` values."""
+    return min((n for n in range(1, size + 1) if math.gcd(n, size) == 1), key=lambda n: abs(n - longest % size))
 
 
 def _shuffled(count: int, key: str) -> list[int]:
