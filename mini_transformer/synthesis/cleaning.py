@@ -24,23 +24,35 @@ _ALONE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-_OPENERS = (
-    r"bien sûr|bien entendu|certainement|avec (?:grand )?plaisir|d'accord|volontiers|absolument|voici|voilà|tenez|parfait"
-    r"|entendu|sure|certainly|of course|here(?:'s| is)|as requested|pour répondre|en réponse|je vous propose|je te propose"
-    r"|ci-dessous"
+# A first paragraph that speaks to the one who asked, or presents the text.
+_CIVIL = re.compile(
+    r"(?:bien sûr|bien entendu|certainement|avec (?:grand )?plaisir|d'accord|volontiers|absolument|parfait|entendu"
+    r"|très bien|sure|certainly|of course)\b",
+    re.IGNORECASE,
 )
-_TEXT_WORDS = (
-    r"fables?|poèmes?|contes?|dialogues?|moralités?|textes?|vers|sonnets?|histoires?|récits?|versions?|propositions?"
-    r"|demande|demandé|poem|story|tale|verses|plaisir|sûr"
+_PRESENTING = re.compile(
+    r"(?:voici|voilà|ci-dessous|pour répondre|en réponse|je (?:vous|te) propose|here(?:'s| is)|as requested)\b",
+    re.IGNORECASE,
 )
-# A first paragraph that speaks of the text instead of being it.
-_BEFORE = re.compile(rf"\A(?:{_OPENERS})\b(?=[^\n]{{0,300}}(?:\b(?:{_TEXT_WORDS})\b|[!:] *$))[^\n]*\n+", re.I | re.M)
-_AFTER_START = re.compile(
-    r"^\W*(?:n'hésite[zs]?\b|j'espère|si (?:vous|tu) (?:souhait|voul|désir|avez|as|veux)|note\b|remarque\b|explication"
-    r"|analyse\b|commentaire|(?:cette?|ce) (?:fable|poème|texte|conte|dialogue|moralité) \w+|dans (?:cette?|ce) "
-    r"(?:fable|poème|texte|conte|dialogue)|à travers (?:cette?|ce) (?:fable|poème|texte|conte|dialogue)|let me know"
-    r"|i hope|feel free|this (?:fable|poem|story)|souhaitez-vous|voulez-vous que je|dites-moi si|bonne lecture"
-    r"|\(?(?:nombre de mots|\d+ mots|word count))",
+_THE_TEXT = re.compile(
+    r"\b(?:fables?|poèmes?|contes?|dialogues?|moralités?|textes?|sonnets?|versions?|propositions?|poem|story|tale)\b",
+    re.IGNORECASE,
+)
+# A last part that speaks of the text: always, if it has such a heading; else if it looks like prose about a text.
+_NOTE = re.compile(
+    r"[(\"]*(?:note|remarque|explications?|analyse|commentaire|traduction|nombre de mots|word count)\b[^\n:]{0,30}:"
+    r"|\(?(?:nombre de mots|\d+ mots|word count)",
+    re.IGNORECASE,
+)
+_CLOSING = re.compile(
+    r"[(\"]*(?:n'hésite[zs]? pas|j'espère|si (?:vous|tu) |(?:cette?|ce|dans (?:cette?|ce)|à travers (?:cette?|ce)) "
+    r"(?:fable|poème|texte|conte|dialogue|moralité|sonnet|histoire)\b|let me know|i hope|feel free|this (?:fable|poem"
+    r"|story)|souhaitez-vous|voulez-vous que|dites-moi|bonne lecture)",
+    re.IGNORECASE,
+)
+_ABOUT = re.compile(
+    r"\b(?:fables?|poèmes?|contes?|dialogues?|moralités?|textes?|versions?|modifications?|modifier|ajuster|autres? "
+    r"(?:chose|thèmes?|style)|besoin|questions?|poem|story|lecture)\b",
     re.IGNORECASE,
 )
 
@@ -64,12 +76,31 @@ def clean(text: str) -> str:
         text = _EMPHASIS.sub(r"\2", text)
     text = _LABEL.sub("", _BULLET.sub("", text))
     text = plain(text).strip()
-    while shorter := _BEFORE.match(text):
-        text = text[shorter.end() :].strip()
     paragraphs = text.split("\n\n")
-    after = next((i for i, p in enumerate(paragraphs) if i and _AFTER_START.match(p)), len(paragraphs))
+    while len(paragraphs) > 1 and _is_before(paragraphs[0]):
+        del paragraphs[0]
+    first, _, rest = paragraphs[0].partition("\n")
+    if rest and first.rstrip().endswith(":") and _is_before(first):
+        paragraphs[0] = rest
+    after = next((i for i, paragraph in enumerate(paragraphs) if i and _is_after(paragraph)), len(paragraphs))
     text = _ALONE.sub("", "\n\n".join(paragraphs[:after]))
     return _without_outer_quotes(plain(text).strip())
+
+
+def _is_before(paragraph: str) -> bool:
+    if "\n" in paragraph:
+        return False
+    if civil := _CIVIL.match(paragraph):
+        rest = paragraph[civil.end() :]
+        return len(rest) < 30 or rest.rstrip().endswith(":") or _THE_TEXT.search(rest) is not None
+    return _PRESENTING.match(paragraph) is not None and _THE_TEXT.search(paragraph) is not None
+
+
+def _is_after(paragraph: str) -> bool:
+    lines = paragraph.split("\n")
+    like_prose = len(lines) == 1 or max(map(len, lines)) > 90
+    closing = like_prose and _CLOSING.match(paragraph) is not None and _ABOUT.search(paragraph) is not None
+    return closing or _NOTE.match(paragraph) is not None
 
 
 def _without_outer_quotes(text: str) -> str:

@@ -21,21 +21,23 @@ CUT, EMPTY, DUPLICATE, NEAR, QUOTE = "cut", "empty", "duplicate", "near-duplicat
 
 _REFUSAL_ANYWHERE = re.compile(
     r"\ben tant qu(?:e |')(?:modèle|assistant|intelligence artificielle|ia\b)|\bmodèle de langage\b|\bas an ai\b"
-    r"|\blanguage model\b|\bmes directives\b|\bopenai\b|\bqwen\b|\balibaba cloud\b|\bcontenu (?:inapproprié|offensant)\b",
+    r"|\blanguage model\b|\bmes directives\b|\bopenai\b|\bqwen\b|\balibaba cloud\b"
+    r"|\bcontenu (?:inapproprié|offensant)\b",
     re.IGNORECASE,
 )
 _REFUSAL_START = re.compile(
     r"\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?)|désolée?\b|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
-    r"|i can(?:no|')t|malheureusement,? je ne|je ne (?:peux|puis|suis) pas (?:en mesure|écrire|vous|répondre|créer|générer)"
-    r"|il m'est impossible|je ne comprends pas (?:votre|la) (?:demande|question))",
+    r"|i can(?:no|')t|malheureusement,? je ne|je ne comprends pas (?:votre|la) (?:demande|question)"
+    r"|je ne (?:peux|puis|suis) pas (?:en mesure|écrire|vous|répondre|créer|générer)"
+    r"|il m'est impossible)",
     re.IGNORECASE,
 )
 # What a model says about its text, or leaves to be filled in; and markup that the cleaning could not undo.
 _CHATTER = re.compile(
-    r"\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\b(?:plai|convien|répond)"
+    r"\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\b(?:plai|convien)"
     r"|\b(?:voici|voilà) (?:une?|le|la|votre|ton) (?:autre )?(?:fable|poème|conte|dialogue|moralité|texte|version)\b"
     r"|\bnote *(?:de l'auteur|du traducteur)?(?<!\w) *: |\[[^\]\n]{2,60}\]|\bnombre de (?:mots|vers|syllabes)\b"
-    r"|\b(?:votre|ta) (?:demande|requête)\b|\b(?:le|ce) (?:poème|texte) (?:suit|respecte|utilise|comporte|ci-dessus)\b"
+    r"|\b(?:le|ce) (?:poème|texte) (?:suit|respecte|utilise|comporte|ci-dessus)\b"
     r"|\brimes? (?:plates|croisées|embrassées)\b|\boctosyllabes?\b|\balexandrins?\b.{0,40}\brim|\bdécasyllabes?\b"
     r"|```|\*\*|^#{1,6} |^\|.*\|$|^ *\d+[.)] .*\n+ *\d+[.)] |</?[a-z]+>|\bhttps?://|\blorem ipsum\b|\\n",
     re.IGNORECASE | re.MULTILINE,
@@ -102,7 +104,7 @@ def repetition(c: Candidate) -> str | None:
         runs = Counter(zip(found, found[1:], found[2:], found[3:], strict=False))
         if sum(n - 1 for n in runs.values()) > 0.2 * len(found):
             return "repetition"
-    if re.search(r"\b(\w+)(?:\W+\1\b){3,}|(.)\2{7,}", c.text, re.IGNORECASE):
+    if re.search(r"\b(\w+)(?:\W+\1\b){3,}|([^\s.…])\2{7,}", c.text, re.IGNORECASE):
         return "repetition"
     data = c.text.encode()
     return "repetition" if len(data) > 400 and len(zlib.compress(data, 9)) < 0.3 * len(data) else None

@@ -69,7 +69,9 @@ def check(config: SynthesisConfig) -> None:
     if config.quota == 0:
         raise UserError(f"--shard: {config.shard} has nothing to do for {config.samples} samples")
     if config.gpu is not None and not config.gpu.isdigit():
-        raise UserError(f"--gpu: {config.gpu}: expected one id, such as --gpu 0; several GPUs share the work by --shard")
+        raise UserError(
+            f"--gpu: {config.gpu}: expected one id, such as --gpu 0; several GPUs share the work by --shard"
+        )
     if config.engine == "openai":
         if config.base_url is None:
             raise UserError("--base-url: missing; --engine openai needs the server's, such as http://localhost:8000/v1")

@@ -1,6 +1,5 @@
 """The model on this machine, through `transformers`: whole batches, every sample from its own seed."""
 
-import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ class SeededDraw(LogitsProcessor):
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]  # its own has other types
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         waiting = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in enumerate(self._generators):
             waiting[row].exponential_(generator=generator)
@@ -153,7 +152,9 @@ class LocalEngine:
             choices |= {"quantization_config": kind, "device_map": {"": self._device}}
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=from_cache)
-            model = AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
+            if not self._config.quantize:
+                model = model.to(self._device)
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory on {self._device} while loading {name}: try --quantize 4bit") from None
         except (OSError, ValueError) as error:
@@ -165,10 +166,6 @@ class LocalEngine:
                 ) from None
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"--model: {name} cannot be loaded: {reason}") from None
-        if not self._config.quantize:
-            with contextlib.suppress(torch.OutOfMemoryError):
-                return tokenizer, model.to(self._device).eval()
-            raise UserError(f"out of memory on {self._device} while loading {name}: try --quantize 4bit")
         return tokenizer, model.eval()
 
 

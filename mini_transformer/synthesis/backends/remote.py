@@ -123,7 +123,9 @@ class RemoteEngine:
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
             raise Passing(f"status {response.status_code}", _asked_pause(response.headers.get("retry-after")))
         if response.status_code != 200:
-            raise UserError(f"--base-url: {self._place} refuses with status {response.status_code}{self._hint(response)}")
+            raise UserError(
+                f"--base-url: {self._place} refuses with status {response.status_code}{self._hint(response)}"
+            )
         try:
             answer = response.json()
             choice = answer["choices"][0]
