@@ -18,9 +18,9 @@ _BULLET = re.compile(r"^ *[*•] +", re.MULTILINE)
 _LABEL = re.compile(r"^(?:titre|title) *: *", re.IGNORECASE | re.MULTILINE)
 # Labels that stand alone where only text should: "Strophe 2 :", "Premier quatrain", "Fable :", "(Fin)".
 _ALONE = re.compile(
-    r"^\W*(?:(?:premi(?:er|ère)|second|seconde|deuxième|troisième|quatrième|dernier|dernière) +)?"
+    r"^[^\w\n]*(?:(?:premi(?:er|ère)|second|seconde|deuxième|troisième|quatrième|dernier|dernière) +)?"
     r"(?:strophe|quatrain|tercet|couplet|paragraphe|vers|partie|fable|poème|conte|dialogue|texte|fin)"
-    r"(?: *\d+| +[ivx]+)?\W*$\n?",
+    r"(?: *\d+| +[ivx]+)?[^\w\n]*$\n?",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -41,7 +41,7 @@ _THE_TEXT = re.compile(
 # A last part that speaks of the text: always, if it has such a heading; else if it looks like prose about a text.
 _NOTE = re.compile(
     r"[(\"]*(?:note|remarque|explications?|analyse|commentaire|traduction|nombre de mots|word count)\b[^\n:]{0,30}:"
-    r"|\(?(?:nombre de mots|\d+ mots|word count)",
+    r"|\(?(?:nombre de mots|\d+ (?:mots|vers|syllabes)|word count)|\([^\n]*\brimes?\b[^\n]*\)\Z",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(

@@ -26,7 +26,7 @@ _REFUSAL_ANYWHERE = re.compile(
     re.IGNORECASE,
 )
 _REFUSAL_START = re.compile(
-    r"\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?)|désolée?\b|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
+    r"\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
     r"|i can(?:no|')t|malheureusement,? je ne|je ne comprends pas (?:votre|la) (?:demande|question)"
     r"|je ne (?:peux|puis|suis) pas (?:en mesure|écrire|vous|répondre|créer|générer)"
     r"|il m'est impossible)",
@@ -42,7 +42,7 @@ _CHATTER = re.compile(
     r"|```|\*\*|^#{1,6} |^\|.*\|$|^ *\d+[.)] .*\n+ *\d+[.)] |</?[a-z]+>|\bhttps?://|\blorem ipsum\b|\\n",
     re.IGNORECASE | re.MULTILINE,
 )
-_SAYING = re.compile(r"^\s*(?:[—–-]|«|[^\n:]{2,40} : ?[«—A-ZÀ-Ý])", re.MULTILINE)
+_SAYING = re.compile(r"^\s*(?:[—–-]|«|[^\n:.]{2,40}(?: ?:|\.) ?[«—A-ZÀ-Ý])", re.MULTILINE)
 _LATIN_OK = 0.995  # share of letters that must be Latin
 
 

@@ -53,7 +53,7 @@ def build_instruct_model(folder: Path) -> Path:
         model.model.embed_tokens.weight[:, 0] = 1.0
         model.lm_head.weight.normal_(0.0, 0.3)
         model.lm_head.weight[:, 0] = 0.0
-        model.lm_head.weight[end, 0] = 0.8
+        model.lm_head.weight[end, 0] = 0.6
     # As Qwen2.5 does: it asks for sampling of its own kind, which must not add to ours.
     model.generation_config.update(do_sample=True, temperature=0.7, top_k=20, top_p=0.8, eos_token_id=[end, 0])
     model.save_pretrained(folder)
