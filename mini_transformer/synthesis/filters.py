@@ -26,7 +26,8 @@ _REFUSAL_ANYWHERE = re.compile(
     re.IGNORECASE,
 )
 _REFUSAL_START = re.compile(
-    r"\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
+    r"\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,"
+    r"|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
     r"|i can(?:no|')t|malheureusement,? je ne|je ne comprends pas (?:votre|la) (?:demande|question)"
     r"|je ne (?:peux|puis|suis) pas (?:en mesure|écrire|vous|répondre|créer|générer)"
     r"|il m'est impossible)",

@@ -53,7 +53,7 @@ def synthesise(config: SynthesisConfig) -> None:
         raise
     try:
         report.begin(f"{config.model}, {config.engine}")
-        _fill(config, recipe, chosen, all_word_runs(avoided), store, engine, report)
+        fill(config, recipe, all_word_runs(avoided), store, engine, report)
     finally:
         report.end()
         engine.close()
@@ -61,15 +61,14 @@ def synthesise(config: SynthesisConfig) -> None:
     report.summarise(store.text, store.records)
 
 
-def _fill(
-    config: SynthesisConfig,
-    recipe: Recipe,
-    chosen: tuple[str, ...],
-    avoided: set[str],
-    store: Store,
-    engine: Engine,
-    report: Report,
+def fill(
+    config: SynthesisConfig, recipe: Recipe, avoided: set[str], store: Store, engine: Engine, report: Report
 ) -> None:
+    """Ask, judge and keep until the store has its quota. `avoided`: runs of words that no sample may have.
+
+    Raises `UserError` if so many samples are given up that it would not end.
+    """
+    chosen = filters.choose(config.filters)
     judge = Judge(config, chosen, avoided, [record["text"] for record in store.records])
     progress = store.progress
     in_hand: set[int] = set()
