@@ -52,7 +52,7 @@ def synthesise(config: SynthesisConfig) -> None:
         store.give_up()
         raise
     try:
-        report.begin(f"{config.model}, {config.engine}")
+        report.begin(f"{config.model}, {engine.place}")
         fill(config, recipe, all_word_runs(avoided), store, engine, report)
     finally:
         report.end()

@@ -113,10 +113,12 @@ def draw(picture: Path, records: list[dict[str, Any]], progress: Progress) -> No
     """The same as a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 6.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{len(records):,} samples kept of {progress.asked:,} asked for", fontsize=13)
+    total = sum(record["checks"]["words"] for record in records)
+    figure.suptitle(f"{len(records):,} samples kept of {progress.asked:,} asked for: {total:,} words", fontsize=13)
     (kinds, lengths), (variety, drops) = figure.subplots(2, 2)
     by_kind: dict[str, list[int]] = {}
     for record in records:
@@ -126,11 +128,11 @@ def draw(picture: Path, records: list[dict[str, Any]], progress: Progress) -> No
     bars = kinds.barh(names[::-1], [len(by_kind[name]) for name in names[::-1]], color="#2f6690")
     kinds.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=9)
     kinds.set_title("Samples by kind", loc="left", fontsize=11)
-    kinds.margins(x=0.15)
+    kinds.margins(x=0.15, y=max(0.05, 0.6 - 0.1 * len(names)))
 
     colours = ("#2f6690", "#d1603d", "#6a994e", "#8e6c8a", "#c9a227", "#5c5c5c")
-    most = sorted(record["checks"]["words"] for record in records)[int(0.99 * (len(records) - 1))]
-    edges = [most * 1.05 * i / 30 for i in range(31)]
+    longest = max(record["checks"]["words"] for record in records) + 1
+    edges = [longest * i / 32 for i in range(33)]
     lengths.hist(
         [by_kind[name] for name in names],
         bins=edges,
@@ -140,6 +142,8 @@ def draw(picture: Path, records: list[dict[str, Any]], progress: Progress) -> No
     )
     lengths.set_title("Words per sample", loc="left", fontsize=11)
     lengths.legend(frameon=False, fontsize=8)
+    lengths.set_ylabel("samples", fontsize=9)
+    lengths.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
     shares = [100 * share for share in distinct([record["text"] for record in records])]
     bars = variety.bar([f"{n} word{'s' * (n > 1)}" for n in range(1, LENGTHS + 1)], shares, color="#6a994e", width=0.6)
@@ -152,13 +156,16 @@ def draw(picture: Path, records: list[dict[str, Any]], progress: Progress) -> No
     if dropped:
         bars = drops.barh([name for name, _ in dropped], [n for _, n in dropped], color="#d1603d")
         drops.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=9)
-        drops.margins(x=0.15)
+        drops.margins(x=0.15, y=max(0.05, 0.6 - 0.1 * len(dropped)))
     else:
         drops.text(0.5, 0.5, "nothing", ha="center", va="center", color="#777777", transform=drops.transAxes)
         drops.set_axis_off()
     for axes in (kinds, lengths, variety, drops):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=9, length=0)
+    for axes, side in ((kinds, "bottom"), (drops, "bottom"), (variety, "left")):  # the bars say their numbers
+        axes.spines[side].set_visible(False)
+        axes.tick_params(**{f"label{side}": False})
     with replacing(picture) as draft:
         figure.savefig(draft, format="png")
 

@@ -74,7 +74,7 @@ def test_the_output_needs_a_name_of_its_own(call: Call, tmp_path: Path) -> None:
 class Scripted:
     """An engine whose answers are given, to see what the loop does with them."""
 
-    room = 4
+    room, place = 4, "here"
 
     def __init__(self, answer: Callable[[Task], str]) -> None:
         self.answer = answer

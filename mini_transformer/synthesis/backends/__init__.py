@@ -30,6 +30,7 @@ class Engine(Protocol):
     """Takes tasks and gives outputs back, in batches or as they come."""
 
     room: int  # tasks that it takes in hand at once
+    place: str  # where it works, in words
 
     def write(self, tasks: Sequence[Task]) -> list[Output]:
         """Take more tasks in hand, then return outputs: at least one while any task is in hand.

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from mini_transformer.device import pick_device, pick_precision
+from mini_transformer.device import describe, pick_device, pick_precision
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.backends import Output, Task
 from mini_transformer.synthesis.prompts import Prompt
@@ -52,6 +52,9 @@ class LocalEngine:
         self.room = config.batch
         self._config, self._say = config, say
         self._device = pick_device(config.device, config.gpu, "--gpu")
+        self._precision = pick_precision("auto", self._device)
+        kind = config.quantize or str(self._precision).removeprefix("torch.")
+        self.place = f"{describe(self._device)}, {kind}"
         if config.quantize:
             _check_quantization(self._device)
         logging.set_verbosity_error()
@@ -141,13 +144,13 @@ class LocalEngine:
     def _load(self) -> tuple[Any, Any]:
         name = self._config.model
         from_cache = not Path(name).is_dir() and _must_be_cached(name)
-        choices: dict[str, Any] = {"dtype": pick_precision("auto", self._device)}
+        choices: dict[str, Any] = {"dtype": self._precision}
         if self._config.quantize:
             kind = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=choices["dtype"],
+                bnb_4bit_compute_dtype=self._precision,
             )
             choices |= {"quantization_config": kind, "device_map": {"": self._device}}
         try:

@@ -48,7 +48,7 @@ class RemoteEngine:
         self._runner = asyncio.Runner()
         self._pending: set[asyncio.Task[Output]] = set()
         self._url = httpx.URL(config.base_url.rstrip("/") + "/chat/completions")
-        self._place = f"{self._url.scheme}://{self._url.netloc.decode()}"  # what is said of it: no password, no query
+        self.place = f"{self._url.scheme}://{self._url.netloc.decode()}"  # what is said of it: no password, no query
         try:
             self._client = httpx.AsyncClient(
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -90,7 +90,7 @@ class RemoteEngine:
             except Passing as failure:
                 if attempt == TRIES:
                     raise UserError(
-                        f"--base-url: {self._place} failed {TRIES} times in a row ({failure}); the samples so far are "
+                        f"--base-url: {self.place} failed {TRIES} times in a row ({failure}); the samples so far are "
                         "kept, and the same command goes on"
                     ) from None
                 # Twice as long each time, and not all requests at the same moment.
@@ -98,7 +98,7 @@ class RemoteEngine:
                 pause = max(min(pause, LONGEST_PAUSE), min(failure.pause or 0.0, LONGEST_ASKED_PAUSE))
                 if time.monotonic() - self._told >= BETWEEN_LINES:
                     self._told = time.monotonic()
-                    self._say(f"{self._place}: {failure}; sample {task.prompt.number} is asked again in {pause:.1f} s")
+                    self._say(f"{self.place}: {failure}; sample {task.prompt.number} is asked again in {pause:.1f} s")
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -124,7 +124,7 @@ class RemoteEngine:
             raise Passing(f"status {response.status_code}", _asked_pause(response.headers.get("retry-after")))
         if response.status_code != 200:
             raise UserError(
-                f"--base-url: {self._place} refuses with status {response.status_code}{self._hint(response)}"
+                f"--base-url: {self.place} refuses with status {response.status_code}{self._hint(response)}"
             )
         try:
             answer = response.json()
