@@ -67,7 +67,7 @@ def instruct_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_instruct_model(tmp_path_factory.mktemp("instruct") / "model")
 
 
-def flags(model: Path, out: Path, *more: object) -> list[str]:
+def flags(model: Path | str, out: Path, *more: object) -> list[str]:
     """The flags of a small run on the CPU that keeps everything."""
     words = ["--model", model, "--out", out, "--max-new-tokens", 24, "--filters", "none", "--device", "cpu", *more]
     return [str(word) for word in words]

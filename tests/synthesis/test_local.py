@@ -190,12 +190,15 @@ def test_4_bits_need_an_nvidia_gpu(instruct_model: Path) -> None:
         engine(instruct_model, quantize="4bit")
 
 
+def without_network(cache: Path) -> dict[str, str]:
+    """An environment in which a proxy that refuses every connection stands for a machine without network."""
+    nowhere = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
+    return {**os.environ, **nowhere, "HF_HOME": str(cache)}
+
+
 def test_without_network_and_cache_the_error_says_how_to_get_the_model(tmp_path: Path) -> None:
     words = [sys.executable, ROOT / "generate_data.py", "--out", tmp_path / "mix.txt", "--device", "cpu"]
-    # A proxy that refuses every connection stands for a machine without network.
-    nowhere = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
-    environment = {**os.environ, **nowhere, "HF_HOME": str(tmp_path / "cache")}
-    result = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    result = subprocess.run(words, capture_output=True, text=True, env=without_network(tmp_path / "cache"), timeout=60)
     assert result.returncode == 2
     assert result.stderr == (
         "generate-data: --model: Qwen/Qwen2.5-7B-Instruct-1M is not in the cache of this machine, and the Hub cannot "
@@ -203,3 +206,23 @@ def test_without_network_and_cache_the_error_says_how_to_get_the_model(tmp_path:
         "here and name it: --model FOLDER\n"
     )
     assert not list(tmp_path.glob("mix*"))
+
+
+@pytest.mark.slow
+def test_a_model_in_the_cache_needs_no_network(instruct_model: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "cache" / "hub" / "models--nobody--tiny"
+    shutil.copytree(instruct_model, cached / "snapshots" / "0123456789abcdef")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123456789abcdef")
+    words = [sys.executable, ROOT / "generate_data.py", *flags("nobody/tiny", tmp_path / "mix.txt", "--samples", 2)]
+    result = subprocess.run(words, capture_output=True, text=True, env=without_network(tmp_path / "cache"), timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(records(tmp_path / "mix.txt")) == 2
+
+
+@pytest.mark.gpu
+def test_on_an_nvidia_gpu(instruct_model: Path) -> None:
+    writer = engine(instruct_model, device="cuda")
+    assert "bfloat16" in writer.place
+    together = writer.write(tasks(0, 1, 2, 3))
+    assert together == writer.write(tasks(0, 1, 2, 3))

@@ -27,6 +27,7 @@ def test_generate_pretrain_finetune_evaluate(instruct_model: Path, tmp_path: Pat
         "GENERATE_FLAGS": f"--model {instruct_model} --max-new-tokens 60 --filters none --device cpu",
         "TRAIN_FLAGS": " ".join(TINY),
         "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",  # quicker for tiny models
     }
     command = [str(ROOT / "recipes" / "synthetic.sh"), "fables.txt", "held out.txt"]
     for _ in range(2):  # the second time, all is there already
