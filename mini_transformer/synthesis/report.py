@@ -57,7 +57,7 @@ class Report:
         )
         if self._bar is not None:
             self._bar.set_postfix_str(rate, refresh=False)
-            self._bar.update(progress.kept - self._bar.n)
+            self._bar.n = progress.kept
             self._bar.refresh()
         elif time.monotonic() - self._last_line >= BETWEEN_LINES:
             self._last_line = time.monotonic()
