@@ -67,6 +67,8 @@ def merge(outs: Sequence[Path], out: Path, overwrite: bool = False) -> None:
             drops.append({"reason": reason} | record)
             total.drops[reason] = total.drops.get(reason, 0) + 1
             total.open[number] = record["attempt"] + 1
+    if not kept:
+        raise UserError(f"--merge: there is no sample in {', '.join(map(str, outs))}")
     total.kept = len(kept)
     store = Store(out, common, 0, overwrite)
     store.progress = total

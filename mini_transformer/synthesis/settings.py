@@ -75,13 +75,21 @@ def check(config: SynthesisConfig) -> None:
     if config.engine == "openai":
         if config.base_url is None:
             raise UserError("--base-url: missing; --engine openai needs the server's, such as http://localhost:8000/v1")
-        if urlsplit(config.base_url).scheme not in ("http", "https") or not urlsplit(config.base_url).hostname:
+        if not _is_address(config.base_url):
             raise UserError("--base-url: no address of a server; expected one such as http://localhost:8000/v1")
         for name in ("gpu", "quantize"):
             if getattr(config, name) is not None:
                 raise UserError(f"{flag(name)}: belongs to --engine transformers; a server looks after its own devices")
     elif config.base_url is not None:
         raise UserError("--base-url: belongs to --engine openai")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, a bracket that is not closed
+        return False
 
 
 def check_packages(*names: str) -> None:

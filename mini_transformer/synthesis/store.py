@@ -21,6 +21,7 @@ from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
 
 BORDER = "\n\n\n"  # two blank lines part documents
+BY_DIGEST = ("--recipe", "--avoid")  # settings that are recorded as the digest of a text
 
 
 @dataclass
@@ -109,11 +110,14 @@ class Store:
                     )
             return Progress(first)
         settings, progress = read_run(self.run)
-        for name in self.settings:
-            if settings.get(name) != self.settings[name]:
+        for name, wanted in self.settings.items():
+            if settings.get(name) != wanted:
+                both = f"{name}: {settings.get(name)} there, {wanted} here"
+                if name in BY_DIGEST:
+                    both = f"{name}: the text is another one"
                 raise UserError(
-                    f"--out: {self.text} holds samples of other settings ({name}: {settings.get(name)} there, "
-                    f"{self.settings[name]} here); take another --out, or --overwrite to give them up"
+                    f"--out: {self.text} holds samples of other settings ({both}); take another --out, or --overwrite "
+                    "to give them up"
                 )
         return progress
 

@@ -49,6 +49,8 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
         (["--quantize", "4bit", "--device", "cpu"], "--quantize 4bit: needs an NVIDIA GPU"),
         (["--engine", "openai"], "--base-url: missing"),
         (["--engine", "openai", "--base-url", "localhost"], "--base-url: no address of a server"),
+        (["--engine", "openai", "--base-url", "http://[local"], "--base-url: no address of a server"),
+        (["--engine", "openai", "--base-url", "http://local:99999/v1"], "--base-url: no address of a server"),
         (["--base-url", "http://localhost"], "--base-url: belongs to --engine openai"),
         ([*OPENAI, "--gpu", 0], "--gpu: belongs to --engine transformers"),
         ([*OPENAI, "--quantize", "4bit"], "--quantize: belongs to --engine transformers"),

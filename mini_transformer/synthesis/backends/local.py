@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from mini_transformer.errors import UserError
 from mini_transformer.synthesis.backends import Output, Task
 from mini_transformer.synthesis.prompts import Prompt
 from mini_transformer.synthesis.settings import SynthesisConfig
+
+# How devices other than CUDA say it.
+_SHORT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class SeededDraw(LogitsProcessor):
@@ -81,7 +85,7 @@ class LocalEngine:
             try:
                 written = self._generate(chunk)
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                if not isinstance(error, torch.OutOfMemoryError) and not _SHORT_OF_MEMORY.search(str(error)):
                     raise
             if written is not None:
                 outputs += written

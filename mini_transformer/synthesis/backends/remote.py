@@ -47,7 +47,10 @@ class RemoteEngine:
         self._told = float("-inf")  # when a failure was last reported
         self._runner = asyncio.Runner()
         self._pending: set[asyncio.Task[Output]] = set()
-        self._url = httpx.URL(config.base_url.rstrip("/") + "/chat/completions")
+        try:
+            self._url = httpx.URL(config.base_url.rstrip("/") + "/chat/completions")
+        except httpx.InvalidURL as error:
+            raise UserError(f"--base-url: no address of a server ({error})") from None
         self.place = f"{self._url.scheme}://{self._url.netloc.decode()}"  # what is said of it: no password, no query
         try:
             self._client = httpx.AsyncClient(
@@ -118,7 +121,7 @@ class RemoteEngine:
             response = await self._client.post(self._url, json=question)
         except httpx.TimeoutException:
             raise Passing("no answer in time") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Passing(f"connection lost ({type(error).__name__})") from None
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
             raise Passing(f"status {response.status_code}", _asked_pause(response.headers.get("retry-after")))
