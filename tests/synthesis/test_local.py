@@ -1,6 +1,7 @@
 """The real `transformers` path, with a small model of the Qwen2 family."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -181,8 +182,26 @@ def test_models_that_will_not_do(instruct_model: Path, tmp_path: Path) -> None:
         engine(base)
     with pytest.raises(UserError, match=r"--model: \./nowhere: there is no such folder"):
         engine("./nowhere")
-    with pytest.raises(UserError, match=r"after a prompt of .* tokens is more than the 2048 positions"):
-        engine(instruct_model, max_new_tokens=2000).write(tasks(0))
+
+
+def test_a_text_beyond_the_context_is_announced_once(instruct_model: Path) -> None:
+    said: list[str] = []
+    writer = engine(instruct_model, said, max_new_tokens=2000)
+    for number in (0, 1):
+        assert writer.write(tasks(number))[0].finished
+    assert len(said) == 1
+    assert re.match(r"Warning: a prompt of \d+ tokens and --max-new-tokens 2000 go beyond the 2048 positions", said[0])
+
+
+def test_a_template_without_a_system_role(instruct_model: Path, tmp_path: Path) -> None:
+    """Such as Gemma's: what the system would say stands before the prompt."""
+    shutil.copytree(instruct_model, tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(refusal + template.read_text(encoding="utf-8"), encoding="utf-8")
+    prompt = RECIPE.prompt(0, 1)
+    chat = engine(tmp_path / "model")._chat(prompt)
+    assert chat == f"<|im_start|>user\n{prompt.system}\n\n{prompt.text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_4_bits_need_an_nvidia_gpu(instruct_model: Path) -> None:

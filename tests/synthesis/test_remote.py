@@ -3,6 +3,7 @@
 import email.utils
 import itertools
 import json
+import re
 import signal
 import threading
 import time
@@ -41,6 +42,7 @@ class Server(ThreadingHTTPServer):
         self.now = self.most_at_once = 0
         self.lock = threading.Lock()
         self.delay = 0.0
+        self.text: Callable[[int], str] = lambda seed: f"Texte numéro {seed}."
 
     @property
     def url(self) -> str:
@@ -69,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, what: str, question: dict[str, Any]) -> None:
         name, _, value = what.partition(" ")
+        server = self.server
         if name == "status":
             status, _, wait = value.partition(" ")
             body = f'{{"error": "no, not with {self.headers.get("Authorization")}"}}'.encode()
@@ -80,8 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.close()
         if name == "garbage":
             return self.send(200, b'{"choices": []}', {})
-        text = f"Texte numéro {question['seed']}."
-        message = {"role": "assistant", "content": text}
+        message = {"role": "assistant", "content": server.text(question["seed"])}
         answer = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
         body = json.dumps(answer).encode()
         if name == "cut":  # in the middle of the answer
@@ -225,6 +227,24 @@ def test_a_whole_run_through_storms(
     code, told, err = call("generate-data", *words, "--samples", 45, "--batch", 2)
     assert code == 0, err
     check_outputs(out, range(45))
+
+
+def test_nothing_that_quotes_the_files_to_avoid_is_kept(server: Server, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "fables.txt").write_text("LE RAT\n\nUn rat plus petit de corps que de courage\nVit un jour passer.")
+    quoting = "Il était un rat plus petit de corps, que de courage l'on vantait : numéro {}."
+    server.text = lambda seed: (
+        quoting.format(seed) if seed % 2 else f"Un rat plus petit que son courage : numéro {seed}."
+    )
+    out = tmp_path / "mix.txt"
+    words = ["--out", out, "--engine", "openai", "--base-url", server.url, "--samples", 6, "--filters", "quotes"]
+    code, told, err = call("generate-data", *words, "--avoid", tmp_path / "fables.txt", "--retries", 20)
+    assert code == 0, err
+    check_outputs(out, range(6))
+    assert "vantait" not in out.read_text(encoding="utf-8")
+    assert re.search(r"dropped: quote \d+$", told, re.MULTILINE)
+    code, _, err = call("generate-data", *words)
+    assert code == 2
+    assert "(--avoid: the text is another one)" in err
 
 
 def test_a_server_that_goes_away_and_comes_back(server: Server, call: Call, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The model on this machine, through `transformers`: whole batches, every sample from its own seed."""
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -54,7 +56,7 @@ class LocalEngine:
     def __init__(self, config: SynthesisConfig, say: Callable[[str], None]) -> None:
         """`say` prints a line for people."""
         self.room = config.batch
-        self._config, self._say = config, say
+        self._config, self._say, self._warned = config, say, False
         self._device = pick_device(config.device, config.gpu, "--gpu")
         self._precision = pick_precision("auto", self._device)
         kind = config.quantize or str(self._precision).removeprefix("torch.")
@@ -107,17 +109,12 @@ class LocalEngine:
     def _generate(self, tasks: Sequence[Task]) -> list[Output]:
         chats = [self._chat(task.prompt) for task in tasks]
         prompts = self._tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
-        prompts = prompts.to(self._device)
         length = prompts["input_ids"].shape[1]
-        context = getattr(self._model.config, "max_position_embeddings", None)
-        if context is not None and length + self._config.max_new_tokens > context:
-            raise UserError(
-                f"--max-new-tokens: {self._config.max_new_tokens} after a prompt of {length} tokens is more than "
-                f"the {context} positions of {self._config.model}"
-            )
+        self._warn_if_beyond_context(length)
         with torch.inference_mode():
             sequences = self._model.generate(
-                **prompts,
+                input_ids=prompts["input_ids"].to(self._device),
+                attention_mask=prompts["attention_mask"].to(self._device),
                 do_sample=False,  # the drawing is done by the processors, row by row
                 logits_processor=self._processors(tasks),
                 max_new_tokens=self._config.max_new_tokens,
@@ -128,7 +125,20 @@ class LocalEngine:
 
     def _chat(self, prompt: Prompt) -> str:
         messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.text}]
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:  # some models know no system role
+            messages = [{"role": "user", "content": f"{prompt.system}\n\n{prompt.text}"}]
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _warn_if_beyond_context(self, length: int) -> None:
+        positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
+        if not self._warned and length + self._config.max_new_tokens > positions:
+            self._warned = True
+            self._say(
+                f"Warning: a prompt of {length} tokens and --max-new-tokens {self._config.max_new_tokens} go beyond "
+                f"the {positions} positions that {self._config.model} was made for"
+            )
 
     def _processors(self, tasks: Sequence[Task]) -> LogitsProcessorList:
         chosen = LogitsProcessorList()
