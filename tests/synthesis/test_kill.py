@@ -74,9 +74,12 @@ def kill_and_go_on(folder: Path, kills: int, samples: int, seed: int, more: list
     for _ in range(kills):
         before = version(stormy)
         process = start(flags(model, stormy, *words))
-        while draw.random() < 0.999 and version(stormy)[0] == before[0] and process.is_alive():
-            process.join(0.005)  # until it has opened its files, with a small chance of a kill before that
-        process.join(draw.uniform(0.0, 1.5))
+        if draw.random() < 0.7:  # in the work: after one more batch, or some
+            while version(stormy)[1] == before[1] and process.is_alive():
+                process.join(0.002)
+            process.join(draw.uniform(0.0, 0.4))
+        else:  # anywhere: while it starts, opens its files, loads the model
+            process.join(draw.uniform(0.0, 1.5))
         process.kill()
         process.join()
         hits += version(stormy)[1] > before[1] and process.exitcode == -signal.SIGKILL
