@@ -69,6 +69,7 @@ def add_model_flags(parser: Parser) -> None:
 COMMANDS = {
     "train": "train a model on your texts",
     "generate": "write with a trained model",
+    "generate-data": "let an instruct model write texts to pre-train on",
     "evaluate": "measure bits per character on a text",
     "corpus": "list or print the fables that come with the package",
     "demo": "train a small model on the embedded fables and print one that it writes",

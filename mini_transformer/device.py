@@ -5,13 +5,13 @@ import torch
 from mini_transformer.errors import UserError
 
 
-def pick_device(name: str, gpus: str | None = None) -> torch.device:
-    """The device that `--device` and `--gpus` mean. Raises `UserError` if it is not there.
+def pick_device(name: str, gpus: str | None = None, flag: str = "--gpus") -> torch.device:
+    """The device that `--device` and `--gpus` (or another flag that names a GPU) mean. Raises `UserError` without it.
 
     `auto` takes CUDA, then MPS, then the CPU. Several ids are the place of distributed training, still to come.
     """
     if gpus is not None:
-        return _gpu(name, gpus)
+        return _gpu(name, gpus, flag)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -21,19 +21,19 @@ def pick_device(name: str, gpus: str | None = None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def _gpu(name: str, gpus: str) -> torch.device:
+def _gpu(name: str, gpus: str, flag: str) -> torch.device:
     if name not in ("auto", "cuda"):
-        raise UserError(f"--gpus {gpus}: goes with --device cuda, not with --device {name}")
+        raise UserError(f"{flag} {gpus}: goes with --device cuda, not with --device {name}")
     count = torch.cuda.device_count()
     if gpus == "all" and count == 1:
         gpus = "0"
     if gpus == "all" or "," in gpus:
-        raise UserError(f"--gpus {gpus}: training on several GPUs is not there yet; name one id, such as --gpus 0")
+        raise UserError(f"{flag} {gpus}: training on several GPUs is not there yet; name one id, such as {flag} 0")
     if not gpus.isdigit():
-        raise UserError(f"--gpus {gpus}: expected the id of a GPU, such as --gpus 0")
+        raise UserError(f"{flag} {gpus}: expected the id of a GPU, such as {flag} 0")
     if int(gpus) >= count:
         there = "there is none" if count == 0 else f"there are {count}, ids 0 to {count - 1}"
-        raise UserError(f"--gpus {gpus}: there is no GPU of that id ({there})")
+        raise UserError(f"{flag} {gpus}: there is no GPU of that id ({there})")
     return torch.device("cuda", int(gpus))
 
 

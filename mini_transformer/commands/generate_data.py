@@ -1,0 +1,46 @@
+"""`generate-data`: texts to pre-train on, written by an instruct model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields
+from mini_transformer.errors import UserError
+from mini_transformer.synthesis.settings import SynthesisConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write samples, or go on with a run that was stopped, or join the outputs of several machines."""
+    parser = Parser(
+        prog="generate-data",
+        description="Let an instruct model write fables, poems, tales and dialogues to pre-train on. The same command "
+        "continues a run that was stopped.",
+    )
+    add_fields(parser, SynthesisConfig)
+    parser.add_argument(
+        "--avoid", type=Path, nargs="+", metavar="FILE", help="texts that no sample may quote (eight words in a row)"
+    )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="join these outputs of --shard into --out; writes nothing new",
+    )
+    given = vars(parser.parse(argv))
+    parts, avoid = given.pop("merge"), given.pop("avoid")
+    config = SynthesisConfig(**given, avoid=tuple(avoid or ()))
+    try:
+        if parts:
+            from mini_transformer.synthesis.merge import merge
+
+            if wrong := sorted(given.keys() - {"out", "overwrite"}):
+                raise UserError(f"--merge: takes the settings of the parts; leave --{wrong[0].replace('_', '-')} out")
+            merge(parts, config.out, config.overwrite)
+        else:
+            from mini_transformer.synthesis.pipeline import synthesise
+
+            synthesise(config)
+    except KeyboardInterrupt:
+        print(f"\nStopped; what was kept is in {config.out}. The same command goes on from here.")
+        return EXIT_INTERRUPTED
+    return 0

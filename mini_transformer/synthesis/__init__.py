@@ -1,0 +1,1 @@
+"""Texts written by an instruct model, to pre-train on."""

@@ -1,0 +1,207 @@
+"""The model on this machine, through `transformers`: whole batches, every sample from its own seed."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.utils import logging
+
+from mini_transformer.device import describe, pick_device, pick_precision
+from mini_transformer.errors import UserError
+from mini_transformer.synthesis.backends import Output, Task
+from mini_transformer.synthesis.prompts import Prompt
+from mini_transformer.synthesis.settings import SynthesisConfig
+
+# How devices other than CUDA say it.
+_SHORT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+class SeededDraw(LogitsProcessor):
+    """Adds Gumbel noise, so that the likeliest token is one drawn from the distribution.
+
+    Each row has a generator of its own: what a sample draws depends on its seed alone, not on its neighbours.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        waiting = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in enumerate(self._generators):
+            waiting[row].exponential_(generator=generator)
+        return scores.float() - waiting.log()
+
+
+class LocalEngine:
+    """An `Engine` on this machine. Raises `UserError` if the model or what it needs is not there."""
+
+    def __init__(self, config: SynthesisConfig, say: Callable[[str], None]) -> None:
+        """`say` prints a line for people."""
+        self.room = config.batch
+        self._config, self._say, self._warned = config, say, False
+        self._device = pick_device(config.device, config.gpu, "--gpu")
+        self._precision = pick_precision("auto", self._device)
+        kind = config.quantize or str(self._precision).removeprefix("torch.")
+        self.place = f"{describe(self._device)}, {kind}"
+        if config.quantize:
+            _check_quantization(self._device)
+        logging.set_verbosity_error()
+        if not os.isatty(2):
+            logging.disable_progress_bar()
+        self._tokenizer, self._model = self._load()
+        if not self._tokenizer.chat_template:
+            raise UserError(f"--model: {config.model} has no chat template; an instruct model is needed")
+        self._tokenizer.padding_side = "left"
+        ends = self._model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._ends = {*ends, self._tokenizer.eos_token_id} - {None}
+        if not self._ends:
+            raise UserError(f"--model: {config.model} names no token that ends an answer (eos_token_id)")
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+
+    def write(self, tasks: Sequence[Task]) -> list[Output]:
+        """Write all tasks; where memory does not suffice, in halves of the batch from then on."""
+        outputs: list[Output] = []
+        while len(outputs) < len(tasks):
+            chunk = tasks[len(outputs) : len(outputs) + self.room]
+            written = None
+            try:
+                written = self._generate(chunk)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not isinstance(error, torch.OutOfMemoryError) and not _SHORT_OF_MEMORY.search(str(error)):
+                    raise
+            if written is not None:
+                outputs += written
+                continue
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if len(chunk) == 1:
+                raise UserError(
+                    f"out of memory on {self._device} with a single sample: lower --max-new-tokens, "
+                    "take --quantize 4bit or a smaller --model"
+                )
+            self.room = len(chunk) // 2
+            self._say(f"Out of memory on {self._device}: the batch is halved to {self.room}")
+        return outputs
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+    def _generate(self, tasks: Sequence[Task]) -> list[Output]:
+        chats = [self._chat(task.prompt) for task in tasks]
+        prompts = self._tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
+        length = prompts["input_ids"].shape[1]
+        self._warn_if_beyond_context(length)
+        with torch.inference_mode():
+            sequences = self._model.generate(
+                input_ids=prompts["input_ids"].to(self._device),
+                attention_mask=prompts["attention_mask"].to(self._device),
+                do_sample=False,  # the drawing is done by the processors, row by row
+                logits_processor=self._processors(tasks),
+                max_new_tokens=self._config.max_new_tokens,
+                eos_token_id=sorted(self._ends),
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        return [self._output(task, row) for task, row in zip(tasks, sequences[:, length:].tolist(), strict=True)]
+
+    def _chat(self, prompt: Prompt) -> str:
+        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.text}]
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:  # some models know no system role
+            messages = [{"role": "user", "content": f"{prompt.system}\n\n{prompt.text}"}]
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _warn_if_beyond_context(self, length: int) -> None:
+        positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
+        if not self._warned and length + self._config.max_new_tokens > positions:
+            self._warned = True
+            self._say(
+                f"Warning: a prompt of {length} tokens and --max-new-tokens {self._config.max_new_tokens} go beyond "
+                f"the {positions} positions that {self._config.model} was made for"
+            )
+
+    def _processors(self, tasks: Sequence[Task]) -> LogitsProcessorList:
+        chosen = LogitsProcessorList()
+        if self._config.temperature > 0:
+            if self._config.temperature != 1:
+                chosen.append(TemperatureLogitsWarper(self._config.temperature))
+            if self._config.top_p < 1:
+                chosen.append(TopPLogitsWarper(self._config.top_p))
+            chosen.append(SeededDraw([task.seed for task in tasks], self._device))
+        return chosen
+
+    def _output(self, task: Task, tokens: list[int]) -> Output:
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        return Output(task, text, len(tokens) if end is None else end, end is not None)
+
+    def _load(self) -> tuple[Any, Any]:
+        name = self._config.model
+        from_cache = not Path(name).is_dir() and _must_be_cached(name)
+        choices: dict[str, Any] = {"dtype": self._precision}
+        if self._config.quantize:
+            kind = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=self._precision,
+            )
+            choices |= {"quantization_config": kind, "device_map": {"": self._device}}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=from_cache)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
+            if not self._config.quantize:
+                model = model.to(self._device)
+        except torch.OutOfMemoryError:
+            raise UserError(f"out of memory on {self._device} while loading {name}: try --quantize 4bit") from None
+        except (OSError, ValueError) as error:
+            if from_cache:
+                raise UserError(
+                    f"--model: {name} is not in the cache of this machine, and the Hub cannot be reached; with a "
+                    f"network, `hf download {name}` fetches it; without, copy its folder here and name it: "
+                    "--model FOLDER"
+                ) from None
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"--model: {name} cannot be loaded: {reason}") from None
+        return tokenizer, model.eval()
+
+
+def _must_be_cached(name: str) -> bool:
+    """Whether the Hub is out of reach. Raises `UserError` if the name cannot be that of a model there."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"--model: {name}: there is no such folder")
+    try:
+        HfApi().model_info(name, timeout=10)  # asking first is quicker than the many retries of a download
+    except RepositoryNotFoundError:
+        raise UserError(f"--model: {name} is not on the Hub (or needs a login: `hf auth login`)") from None
+    except Exception:  # no network, a proxy, an offline setting: the cache decides
+        return True
+    return False
+
+
+def _check_quantization(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise UserError(f"--quantize 4bit: needs an NVIDIA GPU, and this runs on {device}; leave --quantize out")
+    for package in ("bitsandbytes", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--quantize 4bit: the Python package {package!r} is missing: pip install {package}")

@@ -1,0 +1,36 @@
+"""Texts that were there before, word for word or nearly: MinHash over runs of three words (`datasketch`)."""
+
+from datasketch import MinHash, MinHashLSH
+
+from mini_transformer.data.overlap import words
+from mini_transformer.synthesis.filters import DUPLICATE, NEAR
+
+RUN = 3  # words
+THRESHOLD = 0.5  # share of common runs (Jaccard) from which two texts are nearly the same
+PERMUTATIONS = 128
+
+
+class Seen:
+    """The texts kept so far."""
+
+    def __init__(self) -> None:
+        self._exact: set[tuple[str, ...]] = set()
+        self._near = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
+        self._hashes: dict[str, MinHash] = {}
+
+    def add(self, text: str) -> str | None:
+        """Remember a text, or give the reason to drop it: it was there before, or one much like it."""
+        found = words(text)
+        if tuple(found) in self._exact:
+            return DUPLICATE
+        hashed = MinHash(num_perm=PERMUTATIONS, seed=1)
+        runs = {" ".join(found[i : i + RUN]) for i in range(max(1, len(found) - RUN + 1))}
+        hashed.update_batch([run.encode() for run in sorted(runs)])
+        # The index gives candidates; their hashes tell how alike they are.
+        if any(hashed.jaccard(self._hashes[name]) >= THRESHOLD for name in self._near.query(hashed)):
+            return NEAR
+        name = str(len(self._exact))
+        self._exact.add(tuple(found))
+        self._hashes[name] = hashed
+        self._near.insert(name, hashed)
+        return None

@@ -1,0 +1,105 @@
+"""The settings of `generate_data.py`, checked in one place, and which of them decide what is written."""
+
+import dataclasses
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mini_transformer.config import check_limits, flag, option
+from mini_transformer.errors import UserError
+
+ENGINES = ("transformers", "openai")
+# What may differ between two calls of the same run: where and how fast, and how much is asked for.
+FREE = ("out", "samples", "batch", "retries", "device", "gpu", "base_url", "encoding", "overwrite", "recipe")
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """What to write, with which model, and what to keep."""
+
+    out: Path = option(Path("data_mix.txt"), "text to train on; FILE.jsonl beside it holds each sample", metavar="FILE")
+    samples: int = option(5000, "samples to end with; a finished file grows when this is raised", least=1)
+    batch: int = option(8, "samples written at once (openai: requests in flight)", least=1, most=4096)
+    model: str = option("Qwen/Qwen2.5-7B-Instruct-1M", "instruct model: a folder, or a name on the Hub", metavar="NAME")
+    engine: str = option("transformers", "what runs the model: this machine, or a server", choices=ENGINES)
+    base_url: str | None = option(None, "openai: address of the server, such as http://localhost:8000/v1")
+    temperature: float = option(0.9, "0: always the likeliest token", least=0.0, most=2.0)
+    top_p: float = option(0.95, "draw from the likeliest tokens that sum to X only", above=0.0, most=1.0)
+    max_new_tokens: int = option(800, "longest sample, in tokens", least=1)
+    seed: int = option(1337, "seed of the prompts and of the writing", least=0, most=2**63 - 1)
+    language: str = option("fr", "language to write in, by its two letters")
+    recipe: Path | None = option(None, "kinds and slots to draw prompts from, instead of the package's", metavar="FILE")
+    filters: str = option("all", "all, none, or a list such as language,verse (see docs/synthesis.md)")
+    avoid: tuple[Path, ...] = ()
+    encoding: str = option("utf-8", "encoding of the files of --avoid")
+    retries: int = option(3, "times that a dropped sample is asked again", least=0, most=100)
+    shard: str = option("1/1", "part of the work for this machine, such as 2/4", metavar="I/N")
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    gpu: str | None = option(None, "id of the GPU to use", metavar="ID")
+    quantize: str | None = option(None, "load the weights in 4 bits, to fit a small GPU", choices=("4bit",))
+    overwrite: bool = option(False, "replace the samples of another run")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """`--shard I/N` as (I - 1, N)."""
+        index, _, count = self.shard.partition("/")
+        return int(index) - 1, int(count)
+
+    @property
+    def quota(self) -> int:
+        """How many samples this shard ends with."""
+        index, count = self.part
+        return len(range(index, self.samples, count))
+
+
+def check(config: SynthesisConfig) -> None:
+    """All checks that need no file, no device and no package. Raises `UserError`."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata and value is not None:
+            check_limits(f.name, value, f.metadata)
+    if config.out.suffix in (".jsonl", ".json"):
+        raise UserError(f"--out: {config.out} would clash with the record beside it; take a name such as data_mix.txt")
+    shard = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", config.shard)
+    if not shard or int(shard[1]) > int(shard[2]):
+        raise UserError(f"--shard: {config.shard} is no part of a whole; expected I/N, such as 1/4 up to 4/4")
+    if config.quota == 0:
+        raise UserError(f"--shard: {config.shard} has nothing to do for {config.samples} samples")
+    if config.gpu is not None and not config.gpu.isdigit():
+        raise UserError(
+            f"--gpu: {config.gpu}: expected one id, such as --gpu 0; several GPUs share the work by --shard"
+        )
+    if config.engine == "openai":
+        if config.base_url is None:
+            raise UserError("--base-url: missing; --engine openai needs the server's, such as http://localhost:8000/v1")
+        if not _is_address(config.base_url):
+            raise UserError("--base-url: no address of a server; expected one such as http://localhost:8000/v1")
+        for name in ("gpu", "quantize"):
+            if getattr(config, name) is not None:
+                raise UserError(f"{flag(name)}: belongs to --engine transformers; a server looks after its own devices")
+    elif config.base_url is not None:
+        raise UserError("--base-url: belongs to --engine openai")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, a bracket that is not closed
+        return False
+
+
+def check_packages(*names: str) -> None:
+    """Refuse to start without the packages of the extra. Raises `UserError` naming the first that is missing."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'the Python package {name!r} is missing: pip install "mini-transformer[synthesis]"')
+
+
+def settings(config: SynthesisConfig, digests: dict[str, str]) -> dict[str, Any]:
+    """Everything that the samples depend on, by flag; files by their digest."""
+    fields = (f for f in dataclasses.fields(config) if f.metadata and f.name not in FREE)
+    return {flag(f.name): getattr(config, f.name) for f in fields} | digests

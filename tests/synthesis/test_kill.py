@@ -1,0 +1,106 @@
+"""SIGKILL at random moments: no sample is torn or double, and the set at the end is that of an undisturbed run.
+
+The processes are real ones, started from a server that has loaded the heavy packages already (`forkserver`), so that
+the kills fall into the work and not into the start.
+"""
+
+import multiprocessing
+import random
+import signal
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from mini_transformer.data.sources import split_documents
+from mini_transformer.synthesis.store import read_run
+from tests.synthesis.conftest import build_instruct_model, check_outputs, flags, records
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.synthesis.heavy"])
+
+
+def work(words: list[str]) -> None:
+    import sys
+
+    import torch
+
+    from mini_transformer import cli
+
+    torch.set_num_threads(1)
+    sys.exit(cli.run("generate-data", words))
+
+
+def start(words: list[str]) -> BaseProcess:
+    process = FORKS.Process(target=work, args=(words,), daemon=True)
+    process.start()
+    return process
+
+
+def run(words: list[str]) -> None:
+    process = start(words)
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def whole_lines(out: Path) -> None:
+    """What a reader finds right after a kill: a last line may be torn, but nothing before it, and nothing twice."""
+    if not out.with_suffix(".jsonl").exists():
+        return
+    data = out.with_suffix(".jsonl").read_bytes()
+    out.with_suffix(".jsonl").write_bytes(data[: data.rfind(b"\n") + 1])
+    found = records(out)
+    out.with_suffix(".jsonl").write_bytes(data)
+    numbers = [record["number"] for record in found]
+    assert len(set(numbers)) == len(numbers)
+    texts = {record["text"] for record in found}
+    assert all(document in texts for document in split_documents(out.read_text(encoding="utf-8"))[:-1])
+
+
+def version(out: Path) -> tuple[int, int]:
+    """Which `run.json` there is, and how many of its samples."""
+    file = out.with_suffix(".run.json")
+    return (file.stat().st_mtime_ns, read_run(file)[1].asked) if file.exists() else (0, 0)
+
+
+def kill_and_go_on(folder: Path, kills: int, samples: int, seed: int, more: list[str]) -> int:
+    """Run undisturbed, and again with kills; compare. Returns how many kills came after at least one more batch."""
+    model = build_instruct_model(folder / "model")
+    calm, stormy = folder / "calm.txt", folder / "stormy.txt"
+    words = ["--samples", samples, "--batch", 4, *more]
+    run(flags(model, calm, *words))
+    draw = random.Random(seed)
+    hits = 0
+    for _ in range(kills):
+        before = version(stormy)
+        process = start(flags(model, stormy, *words))
+        if draw.random() < 0.7:  # in the work: after one more batch, or some
+            while version(stormy)[1] == before[1] and process.is_alive():
+                process.join(0.002)
+            process.join(draw.uniform(0.0, 0.4))
+        else:  # anywhere: while it starts, opens its files, loads the model
+            process.join(draw.uniform(0.0, 1.5))
+        process.kill()
+        process.join()
+        hits += version(stormy)[1] > before[1] and process.exitcode == -signal.SIGKILL
+        whole_lines(stormy)
+    run(flags(model, stormy, *words))
+    assert records(stormy) == records(calm)
+    assert stormy.read_bytes() == calm.read_bytes()
+    check_outputs(stormy, [record["number"] for record in records(calm)])
+    drops = [folder / f"{name}.drops.jsonl" for name in ("calm", "stormy")]
+    assert drops[0].read_bytes() == drops[1].read_bytes()
+    return hits
+
+
+def test_killed_5_times(tmp_path: Path) -> None:
+    print(kill_and_go_on(tmp_path, 5, samples=60, seed=1, more=[]), "of 5 kills came after at least one more batch")
+
+
+@pytest.mark.slow
+def test_killed_30_times(tmp_path: Path) -> None:
+    """Also with filters that drop and ask again: who is asked next must not depend on the kills."""
+    more = ["--filters", "cut,repetition,duplicates", "--retries", "2"]
+    for i, flags_ in enumerate(([], more)):
+        hits = kill_and_go_on(tmp_path / str(i), 30, samples=400, seed=2 + i, more=flags_)
+        print(hits, "of 30 kills came after at least one more batch", flags_)

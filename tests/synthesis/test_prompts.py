@@ -1,0 +1,117 @@
+"""Prompts: a pure function of recipe, seed and number; balanced; none comes back before all have been used."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mini_transformer.errors import UserError
+from mini_transformer.synthesis.prompts import combination, embedded_recipe, load, sample_seed
+
+RECIPE = load(embedded_recipe(), "fr")
+SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
+
+
+@given(SIZES, st.text(max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_all_combinations_come_once_before_one_comes_back(sizes: list[int], key: str) -> None:
+    total = math.prod(sizes)
+    for epoch in range(2):
+        drawn = {tuple(combination(sizes, epoch * total + i, key)) for i in range(total)}
+        assert len(drawn) == total
+        assert all(0 <= value < size for values in drawn for value, size in zip(values, sizes, strict=True))
+
+
+@given(st.lists(st.integers(2, 50), min_size=1, max_size=6), st.integers(0, 2**40), st.text(max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_the_values_of_the_longest_list_come_equally_often(sizes: list[int], start: int, key: str) -> None:
+    longest = max(range(len(sizes)), key=lambda i: sizes[i])
+    start -= start % math.prod(sizes)
+    drawn = Counter(combination(sizes, start + i, key)[longest] for i in range(2 * sizes[longest]))
+    assert set(drawn.values()) <= {2, 4} or math.prod(sizes) < 2 * sizes[longest]
+
+
+def test_the_prompts_of_a_run_are_balanced_and_all_different() -> None:
+    prompts = [RECIPE.prompt(number, 1337) for number in range(5000)]
+    assert len({prompt.text for prompt in prompts}) == 5000
+    assert set(Counter(prompt.kind.name for prompt in prompts).values()) == {1000}
+    for kind in RECIPE.kinds:
+        for slot in kind.slots:
+            counts = Counter(prompt.slots[slot] for prompt in prompts if prompt.kind is kind)
+            assert len(counts) == len(RECIPE.slots[slot])
+            assert max(counts.values()) - min(counts.values()) <= 3, (kind.name, slot)
+
+
+def test_a_shard_is_as_varied_as_the_whole() -> None:
+    shard = [RECIPE.prompt(number, 7) for number in range(1, 1000, 5)]
+    assert set(Counter(prompt.kind.name for prompt in shard)) == {kind.name for kind in RECIPE.kinds}
+
+
+def test_prompts_depend_on_the_seed_and_on_nothing_else() -> None:
+    assert RECIPE.prompt(41, 1) == load(embedded_recipe(), "fr").prompt(41, 1)
+    assert RECIPE.prompt(41, 1) != RECIPE.prompt(41, 2)
+    prompt = RECIPE.prompt(3, 1)
+    assert "{" not in prompt.text + prompt.system
+    assert all(value in prompt.text for value in prompt.slots.values())
+    assert "anglais" in load(embedded_recipe(), "en").prompt(3, 1).text
+
+
+def test_each_attempt_has_a_seed_of_its_own() -> None:
+    seeds = {sample_seed(seed, number, attempt) for seed in (1, 2) for number in range(500) for attempt in range(3)}
+    assert len(seeds) > 2990
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+GOOD = """
+system = "Tu écris en {language}."
+[languages]
+fr = "français"
+[kinds.fable]
+form = "verse"
+share = 2
+prompt = "Une fable sur {animal}."
+[kinds.conte]
+form = "prose"
+prompt = "Un conte sans rien."
+[slots]
+animal = ["un rat", "un chat"]
+"""
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(GOOD, encoding="utf-8")
+    recipe = load(tmp_path / "r.toml", "fr")
+    prompts = [recipe.prompt(number, 1) for number in range(6)]
+    assert Counter(prompt.kind.name for prompt in prompts) == {"fable": 4, "conte": 2}
+    assert {prompt.text for prompt in prompts[:3]} == {
+        "Une fable sur un rat.",
+        "Une fable sur un chat.",
+        "Un conte sans rien.",
+    }
+    assert prompts[0].system == "Tu écris en français."
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[slots]", "[slots", "no valid TOML"),
+        ('system = "Tu écris en {language}."', "", "system: expected a text, found 'nothing'"),
+        ("{animal}", "{bête}", "kinds.fable.prompt: {bête} is none of the slots animal"),
+        ('form = "verse"', 'form = "vers"', "kinds.fable.form: 'vers' is not one of verse, prose, dialogue"),
+        ("share = 2", "share = 0", "kinds.fable.share: expected a whole number"),
+        ("share = 2", "words = [9, 3]", "kinds.fable.words: expected [fewest, most]"),
+        ('"un chat"', '"un rat"', "slots.animal: 'un rat' stands there twice"),
+        ('["un rat", "un chat"]', "[]", "slots.animal: expected a list of texts"),
+        ('fr = "français"', 'en = "anglais"', "--language: fr is not in"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_its_entry(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    (tmp_path / "r.toml").write_text(GOOD.replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "r.toml", "fr")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,288 @@
+"""The OpenAI protocol, against a real server on this machine that fails in all the ways that servers fail."""
+
+import email.utils
+import itertools
+import json
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mini_transformer.errors import UserError
+from mini_transformer.synthesis.backends import Task
+from mini_transformer.synthesis.backends.remote import RemoteEngine
+from mini_transformer.synthesis.prompts import embedded_recipe, load
+from mini_transformer.synthesis.settings import SynthesisConfig
+from tests.conftest import ROOT, spawn
+from tests.synthesis.conftest import check_outputs, records
+
+Call = Callable[..., tuple[int, str, str]]
+RECIPE = load(embedded_recipe(), "fr")
+KEY = "sk-very-secret"
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each chat with a text that names its seed. `plan` tells what goes wrong with a seed's n-th request."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.plan: Callable[[int, int], str] = lambda seed, nth: "answer"
+        self.counts: Counter[int] = Counter()
+        self.requests: list[tuple[float, dict[str, Any], str]] = []
+        self.now = self.most_at_once = 0
+        self.lock = threading.Lock()
+        self.delay = 0.0
+        self.text: Callable[[int], str] = lambda seed: f"Texte numéro {seed}."
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what is tested."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            nth = server.counts[question["seed"]]
+            server.counts[question["seed"]] += 1
+            server.requests.append((time.monotonic(), question, self.headers.get("Authorization", "")))
+            server.now += 1
+            server.most_at_once = max(server.most_at_once, server.now)
+        time.sleep(server.delay)
+        with server.lock:
+            server.now -= 1
+        self.answer(server.plan(question["seed"], nth), question)
+
+    def answer(self, what: str, question: dict[str, Any]) -> None:
+        name, _, value = what.partition(" ")
+        server = self.server
+        if name == "status":
+            status, _, wait = value.partition(" ")
+            body = f'{{"error": "no, not with {self.headers.get("Authorization")}"}}'.encode()
+            return self.send(int(status), body, {"Retry-After": wait} if wait else {})
+        if name == "hang":
+            time.sleep(1.5)
+            return None
+        if name == "drop":
+            return self.connection.close()
+        if name == "garbage":
+            return self.send(200, b'{"choices": []}', {})
+        message = {"role": "assistant", "content": server.text(question["seed"])}
+        answer = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
+        body = json.dumps(answer).encode()
+        if name == "cut":  # in the middle of the answer
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:40])
+            self.wfile.flush()
+            return self.connection.close()
+        return self.send(200, body, {})
+
+    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def engine(server: Server, said: list[str] | None = None, batch: int = 4, pause: float = 0.01) -> RemoteEngine:
+    config = SynthesisConfig(engine="openai", base_url=server.url, batch=batch, model="m", max_new_tokens=50)
+    timeout = httpx.Timeout(connect=5.0, read=0.5, write=5.0, pool=None)
+    return RemoteEngine(config, (said if said is not None else []).append, pause, timeout)
+
+
+def write_all(writer: RemoteEngine, seeds: range) -> list[str]:
+    """Write all, refilling what is in flight as the pipeline does."""
+    waiting = [Task(RECIPE.prompt(seed, 1), 0, seed) for seed in seeds]
+    outputs = writer.write(waiting[: writer.room])
+    sent = writer.room
+    while len(outputs) < len(seeds):
+        free = writer.room - (min(sent, len(seeds)) - len(outputs))
+        more, sent = waiting[sent : sent + free], sent + free
+        outputs += writer.write(more)
+    writer.close()
+    return [output.text for output in outputs]
+
+
+def expected(seeds: range) -> list[str]:
+    return [f"Texte numéro {seed}." for seed in seeds]
+
+
+@pytest.mark.parametrize("failure", ["status 429", "status 500", "status 503", "hang", "drop", "cut", "garbage"])
+def test_a_failure_is_asked_again(server: Server, failure: str) -> None:
+    server.plan = lambda seed, nth: failure if seed % 3 == 0 and nth < 2 else "answer"
+    said: list[str] = []
+    assert sorted(write_all(engine(server, said), range(7))) == expected(range(7))
+    assert server.counts == {seed: 3 if seed % 3 == 0 else 1 for seed in range(7)}
+    assert len(said) == 1  # not a line for each
+    assert "is asked again in" in said[0]
+
+
+def test_the_protocol(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    write_all(engine(server), range(1))
+    _, question, authorization = server.requests[0]
+    prompt = RECIPE.prompt(0, 1)
+    assert authorization == f"Bearer {KEY}"
+    assert question == {
+        "model": "m",
+        "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.text}],
+        "temperature": 0.9,
+        "top_p": 0.95,
+        "max_tokens": 50,
+        "seed": 0,
+    }
+
+
+def test_many_requests_are_in_flight_at_once(server: Server) -> None:
+    server.delay = 0.1
+    started = time.monotonic()
+    assert sorted(write_all(engine(server, batch=16), range(48))) == sorted(expected(range(48)))
+    assert 8 <= server.most_at_once <= 16
+    assert time.monotonic() - started < 2.4  # one after the other: 4.8 s
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_the_wait_that_a_server_asks_for_is_respected(server: Server, form: str) -> None:
+    wait = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
+    server.plan = lambda seed, nth: f"status 429 {wait}" if nth == 0 else "answer"
+    write_all(engine(server), range(1))
+    (first, _, _), (second, _, _) = server.requests
+    assert (0.9 if form == "seconds" else 0.6) <= second - first < 4  # a date has whole seconds
+
+
+def test_waits_grow_and_end(server: Server) -> None:
+    server.plan = lambda seed, nth: "status 500"
+    with pytest.raises(UserError, match=r"failed 8 times in a row \(status 500\); the samples so far are kept"):
+        write_all(engine(server, pause=0.004), range(1))
+    times = [moment for moment, _, _ in server.requests]
+    waits = [b - a for a, b in itertools.pairwise(times)]
+    assert len(times) == 8
+    assert waits[-1] > 4 * waits[0]
+    assert waits[-1] >= 0.004 * 2**6 * 0.5
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "is OPENAI_API_KEY set to the right key?"), (404, "end in /v1?")])
+def test_a_refusal_is_final_and_the_key_stays_secret(
+    server: Server, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, hint: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.plan = lambda seed, nth: f"status {status}"
+    words = ["--out", tmp_path / "mix.txt", "--engine", "openai", "--base-url", server.url, "--batch", 1]
+    code, out, err = call("generate-data", *words)
+    assert code == 2
+    assert len(server.requests) == 1
+    assert hint in err
+    assert "Bearer [key]" in err  # what the server said, without the key that it repeated
+    assert err.count("\n") == 1
+    everything = out + err + "".join(path.read_text() for path in tmp_path.glob("mix*"))
+    assert KEY not in everything
+
+
+def test_a_whole_run_through_storms(
+    server: Server, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    storms = ["status 429 0", "status 500", "drop", "cut"]
+    server.plan = lambda seed, nth: storms[seed % 4] if nth == 0 and seed % 5 == 0 else "answer"
+    out = tmp_path / "mix.txt"
+    words = ["--out", out, "--engine", "openai", "--base-url", server.url, "--batch", 6, "--filters", "none"]
+    code, told, err = call("generate-data", *words, "--samples", 40)
+    assert code == 0, err
+    check_outputs(out, range(40))
+    assert all(record["tokens"] == 7 for record in records(out))
+    everything = told + err + "".join(path.read_text() for path in tmp_path.glob("mix*") if path.suffix != ".png")
+    assert KEY not in everything
+    code, told, err = call("generate-data", *words, "--samples", 45, "--batch", 2)
+    assert code == 0, err
+    check_outputs(out, range(45))
+
+
+def test_nothing_that_quotes_the_files_to_avoid_is_kept(server: Server, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "fables.txt").write_text("LE RAT\n\nUn rat plus petit de corps que de courage\nVit un jour passer.")
+    quoting = "Il était un rat plus petit de corps, que de courage l'on vantait : numéro {}."
+    server.text = lambda seed: (
+        quoting.format(seed) if seed % 2 else f"Un rat plus petit que son courage : numéro {seed}."
+    )
+    out = tmp_path / "mix.txt"
+    words = ["--out", out, "--engine", "openai", "--base-url", server.url, "--samples", 6, "--filters", "quotes"]
+    code, told, err = call("generate-data", *words, "--avoid", tmp_path / "fables.txt", "--retries", 20)
+    assert code == 0, err
+    check_outputs(out, range(6))
+    assert "vantait" not in out.read_text(encoding="utf-8")
+    assert re.search(r"dropped: quote \d+$", told, re.MULTILINE)
+    code, _, err = call("generate-data", *words)
+    assert code == 2
+    assert "(--avoid: the text is another one)" in err
+
+
+def test_a_server_that_goes_away_and_comes_back(server: Server, call: Call, tmp_path: Path) -> None:
+    server.plan = lambda seed, nth: "status 400" if len(server.requests) > 12 else "answer"
+    out = tmp_path / "mix.txt"
+    words = ["--out", out, "--engine", "openai", "--base-url", server.url, "--filters", "none", "--samples", 20]
+    code, _, err = call("generate-data", *words)
+    assert code == 2
+    assert "refuses with status 400" in err
+    kept = records(out)
+    assert 8 <= len(kept) < 20
+    server.plan = lambda seed, nth: "answer"
+    assert call("generate-data", *words)[0] == 0
+    check_outputs(out, range(20))
+    assert records(out)[: len(kept)] == kept
+
+
+def test_ctrl_c_keeps_what_there_is(server: Server, tmp_path: Path) -> None:
+    server.delay = 0.2
+    out = tmp_path / "mix.txt"
+    words = ["--out", out, "--engine", "openai", "--base-url", server.url, "--filters", "none"]
+    process = spawn([ROOT / "generate_data.py", *words], tmp_path)
+    deadline = time.monotonic() + 30
+    while len(server.requests) < 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    told, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told.endswith(f"Stopped; what was kept is in {out}. The same command goes on from here.\n")
+    assert err == ""
+    found = records(out)
+    assert len(found) >= 8
+    check_outputs(out, [record["number"] for record in found])
+
+
+def test_a_client_of_a_server_loads_no_torch() -> None:
+    code = (
+        "import sys; from mini_transformer.commands import generate_data; import mini_transformer.synthesis.pipeline, "
+        "mini_transformer.synthesis.backends.remote; sys.exit('torch' in sys.modules)"
+    )
+    assert spawn(["-c", code], ROOT).wait(60) == 0
