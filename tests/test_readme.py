@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import FABLES, ROOT, TINY
+from tests.synthesis.conftest import build_instruct_model, flags
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
@@ -44,7 +45,12 @@ def test_command(folder: Path, command: str) -> None:
     if "train.py" in words:
         two = "--pretrain-data" in words
         words += [*TINY, *SMALL["--max-iters-pretrain" if two else "--max-iters"], "--overwrite"]
+    if "generate_data.py" in words:
+        model = build_instruct_model(folder / "instruct")
+        words += [*flags(model, Path("synthetic.txt")), "--samples", "2"]
     out = run(words, folder)
+    if "generate_data.py" in words:
+        assert (folder / "synthetic.txt").stat().st_size > 0
     if "train.py" in words:
         assert "The best weights" in out
         assert (folder / "out" / "loss_curve.png").is_file()
