@@ -14,11 +14,18 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+SMALLEST_BPE = 257  # each byte and the end token
+USUAL_BPE = 4096
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
     """A field that is a flag too. `limits`: `least`, `most` (inclusive), `above` (exclusive), `choices`, `metavar`."""
     return field(default=default, metadata={"help": help, **limits})
+
+
+def option_help(part: Any, name: str) -> str:
+    """The help text of a field, for commands that take it too."""
+    return str(part.__dataclass_fields__[name].metadata["help"])
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,14 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How text is read and becomes tokens; all of it decides the result, but for where tokens are kept."""
+
+    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND")
+    vocab_size: int = option(0, "tokens that bpe learns (0: 4096)", least=0, most=2**24)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where and how the run goes; nothing here but the seed, the validation text and precision changes its result."""
 
@@ -124,6 +139,7 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
+    text: TextConfig = TextConfig()
 
 
 # One dial for newcomers: shape, batch, rate and horizon that belong together. Explicit flags win.
@@ -177,13 +193,28 @@ def check_model(model: ModelConfig) -> None:
         )
 
 
+def check_fields(part: Any) -> None:
+    """Refuse a dataclass with a value outside its field's limits."""
+    for f in dataclasses.fields(part):
+        value = getattr(part, f.name)
+        if f.metadata and value is not None:
+            check_limits(f.name, value, f.metadata)
+
+
+def check_text(text: TextConfig) -> None:
+    """Refuse settings of the text that do not go together."""
+    check_fields(text)
+    if text.vocab_size and text.tokenizer != "bpe":
+        raise UserError(f"--vocab-size: goes with --tokenizer bpe, not {text.tokenizer}")
+    if 0 < text.vocab_size < SMALLEST_BPE:
+        raise UserError(f"--vocab-size: {text.vocab_size} is too small: {SMALLEST_BPE} stand for bytes and the end")
+
+
 def check(config: TrainConfig) -> None:
     """All checks that need no file and no device."""
     for part in (config.model, config.optim, config.run):
-        for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
-            if f.metadata and value is not None:
-                check_limits(f.name, value, f.metadata)
+        check_fields(part)
+    check_text(config.text)
     check_model(config.model)
     for phase in config.phases:
         suffix = "" if len(config.phases) == 1 else f"_{phase.name}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields
-from mini_transformer.config import PRESETS, ModelConfig, OptimConfig, Phase, RunConfig, TrainConfig, flag
+from mini_transformer.config import PRESETS, ModelConfig, OptimConfig, Phase, RunConfig, TextConfig, TrainConfig, flag
 from mini_transformer.errors import UserError
 
 ITERS, LR, LR_PRETRAIN = 10_000, 5e-4, 3e-4
@@ -35,7 +35,7 @@ def train_parser() -> Parser:
     for phase, lr in (("pretrain", LR_PRETRAIN), ("finetune", LR)):
         length.add_argument(f"--max-iters-{phase}", type=int, metavar="N", help=f"(default: {ITERS})")
         length.add_argument(f"--lr-{phase}", type=float, metavar="X", help=f"(default: {lr})")
-    for part in (ModelConfig, OptimConfig, RunConfig):
+    for part in (TextConfig, ModelConfig, OptimConfig, RunConfig):
         add_fields(parser, part)
     return parser
 
@@ -77,7 +77,7 @@ def train_config(argv: Sequence[str]) -> TrainConfig:
         if given[name] is not None:
             other = "two phases" if len(phases) == 1 else "one phase (--data)"
             raise UserError(f"{flag(name)}: belongs to training in {other}")
-    return TrainConfig(phases, part(ModelConfig), part(OptimConfig), part(RunConfig))
+    return TrainConfig(phases, part(ModelConfig), part(OptimConfig), part(RunConfig), part(TextConfig))
 
 
 def main(argv: Sequence[str]) -> int:

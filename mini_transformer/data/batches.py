@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Tokens = NDArray[np.uint32]
+from mini_transformer.text.tokenizer import Tokens
 
 
 def join_documents(documents: Sequence[Tokens], end_id: int) -> Tokens:

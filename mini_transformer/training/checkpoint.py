@@ -59,7 +59,7 @@ class State:
 
 
 def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
-    """Everything that the result depends on, by flag; texts by their hash, so that a moved file is the same text."""
+    """Everything that the result depends on, by flag; texts and tokenizer by their hash, wherever they lie."""
     values: dict[str, Any] = {}
     for part in (config.model, config.optim, config.run):
         for f in dataclasses.fields(part):
@@ -73,7 +73,8 @@ def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
             f"--lr{suffix}": text.phase.lr,
             name: text.digest,
         }
-    return values | {"--val-data": material.validation_digest}
+    tokenizer = f"{Path(config.text.tokenizer).name} ({material.tokenizer.digest[:12]})"
+    return values | {"--val-data": material.validation_digest, "--tokenizer": tokenizer}
 
 
 def environment(device: str, precision: torch.dtype) -> dict[str, Any]:

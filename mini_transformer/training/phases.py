@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mini_transformer.config import Phase, TrainConfig
-from mini_transformer.data.batches import Tokens, TrainingStream, join_documents
+from mini_transformer.data.batches import TrainingStream, join_documents
 from mini_transformer.data.sources import read_documents, split_validation
 from mini_transformer.errors import UserError
-from mini_transformer.text.tokenizer import Tokenizer
+from mini_transformer.text.make import make_tokenizer
+from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
 SHORTEST_BLOCK = 8
 
@@ -54,7 +55,7 @@ def read_material(config: TrainConfig) -> Material:
     else:
         split = split_validation(texts[-1])
         texts[-1], validation = split.train, split.validation
-    tokenizer = Tokenizer.from_characters(document for documents in texts for document in documents)
+    tokenizer = make_tokenizer(config.text, (document for documents in texts for document in documents))
     phases, seen = [], np.zeros(tokenizer.vocab_size, dtype=bool)
     seen[tokenizer.end_id] = True
     for phase, documents in zip(config.phases, texts, strict=True):

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.utils import deterministic
@@ -84,7 +85,8 @@ def _introduce(config: TrainConfig, material: Material, device: torch.device, pr
 def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> None:
     """Everything of the model's folder but the weights."""
     phases = [{"name": p.name, "max_iters": p.iters, "lr": p.lr} for p in config.phases]
-    facts = {"tokenizer": "char", "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
+    kind = Path(config.text.tokenizer).name  # never a place on this machine
+    facts = {"tokenizer": kind, "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
     huggingface.write_config(config.run.out_dir, model.config, material.tokenizer.end_id, material.unseen, facts)
     material.tokenizer.save(config.run.out_dir, model.config.block_size)
 

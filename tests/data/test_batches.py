@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mini_transformer.data.batches import Tokens, TrainingStream, join_documents, validation_batches
+from mini_transformer.data.batches import TrainingStream, join_documents, validation_batches
+from mini_transformer.text.tokenizer import Tokens
 
 END = 0
 
