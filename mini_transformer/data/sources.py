@@ -1,12 +1,11 @@
 """What can be read: text files and folders of them, as documents, and their division into training and validation."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mini_transformer.data.documents import split_documents
 from mini_transformer.errors import UserError
 
-_GAP = re.compile(r"\n(?:[ \t]*\n){2,}")
 VALIDATION_SHARE = 0.1
 
 
@@ -47,12 +46,6 @@ def text_files(path: Path) -> list[Path]:
     if not files:
         raise UserError(f"{path}: the folder holds no .txt file")
     return files
-
-
-def split_documents(text: str) -> list[str]:
-    """Part a text at two or more blank lines (spaces alone count as blank), less line feeds at both ends."""
-    parts = (part.strip("\n") for part in _GAP.split(text))
-    return [part for part in parts if part.strip()]
 
 
 def read_documents(paths: tuple[Path, ...], encoding: str = "utf-8") -> list[str]:

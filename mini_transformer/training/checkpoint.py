@@ -40,6 +40,9 @@ FREE = (
     "checkpoint_interval",
     "val_data",
     "encoding",
+    "tokenizer",
+    "cache_dir",
+    "workers",
 )
 
 
@@ -60,8 +63,8 @@ class State:
 
 def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
     """Everything that the result depends on, by flag; texts and tokenizer by their hash, wherever they lie."""
-    values: dict[str, Any] = {}
-    for part in (config.model, config.optim, config.run):
+    values: dict[str, Any] = {"--tokenizer": Path(config.text.tokenizer).name}
+    for part in (config.text, config.model, config.optim, config.run):
         for f in dataclasses.fields(part):
             if f.metadata and f.name not in FREE:
                 values[flag(f.name)] = getattr(part, f.name)
@@ -73,8 +76,7 @@ def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
             f"--lr{suffix}": text.phase.lr,
             name: text.digest,
         }
-    tokenizer = f"{Path(config.text.tokenizer).name} ({material.tokenizer.digest[:12]})"
-    return values | {"--val-data": material.validation_digest, "--tokenizer": tokenizer}
+    return values | {"--val-data": material.validation_digest, "tokenizer": material.tokenizer.digest[:12]}
 
 
 def environment(device: str, precision: torch.dtype) -> dict[str, Any]:
