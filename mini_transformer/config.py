@@ -100,6 +100,10 @@ class TextConfig:
 
     tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND")
     vocab_size: int = option(0, "tokens that bpe learns (0: 4096)", least=0, most=2**24)
+    replay: float = option(0.0, "share of pre-training text in each batch of fine-tuning", least=0.0, most=0.9)
+    in_memory: int = option(1 << 23, "bytes of text that are kept in memory; more goes to the cache", least=0)
+    cache_dir: Path | None = option(None, "where the tokens of big texts are kept", metavar="DIR")
+    workers: int = option(0, "processes that tokenise big texts (0: one for each core)", least=0)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class Phase:
     data: tuple[Path, ...]
     iters: int
     lr: float
+    weights: tuple[float, ...] = ()  # shares of the sources in each batch; none: as much as they have
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,8 @@ def check(config: TrainConfig) -> None:
     for part in (config.model, config.optim, config.run):
         check_fields(part)
     check_text(config.text)
+    if config.text.replay and len(config.phases) == 1:
+        raise UserError("--replay: goes with --pretrain-data and --finetune-data")
     check_model(config.model)
     for phase in config.phases:
         suffix = "" if len(config.phases) == 1 else f"_{phase.name}"

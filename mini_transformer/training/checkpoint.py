@@ -28,8 +28,9 @@ RUN, METRICS, CURVE, TEXT, STATE_DICT = (
     "generated_text.txt",
     "model.pt",
 )
+VALIDATION = "validation.txt"  # which documents are held out: file and first line of each
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
+OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
 # What may differ between two calls of the same run without changing its result.
 FREE = (
     "out_dir",

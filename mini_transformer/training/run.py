@@ -14,8 +14,9 @@ from mini_transformer.config import TrainConfig, check
 from mini_transformer.device import describe, pick_device, pick_precision
 from mini_transformer.errors import UserError
 from mini_transformer.export import huggingface
+from mini_transformer.files import replacing
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.training.checkpoint import RunFolder, environment, settings
+from mini_transformer.training.checkpoint import VALIDATION, RunFolder, environment, settings
 from mini_transformer.training.optimizer import balance
 from mini_transformer.training.phases import Material, read_material
 from mini_transformer.training.report import duration
@@ -73,8 +74,8 @@ def train(config: TrainConfig) -> None:
 def _introduce(config: TrainConfig, material: Material, device: torch.device, precision: torch.dtype) -> None:
     print(f"Device: {describe(device)}, {str(precision).removeprefix('torch.')}")
     for text in material.phases:
-        count = len(text.stream.documents)
-        print(f"Text, {text.phase.name}: {text.characters:,} characters in {count} document{'s' * (count > 1)}")
+        count = text.documents
+        print(f"Text, {text.phase.name}: {text.characters:,} characters in {count:,} document{'s' * (count > 1)}")
     print(
         f"Validation: {material.validation_characters:,} characters; "
         f"vocabulary: {material.tokenizer.vocab_size} tokens, "
@@ -89,6 +90,9 @@ def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> Non
     facts = {"tokenizer": kind, "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
     huggingface.write_config(config.run.out_dir, model.config, material.tokenizer.end_id, material.unseen, facts)
     material.tokenizer.save(config.run.out_dir, model.config.block_size)
+    with replacing(config.run.out_dir / VALIDATION) as draft:
+        lines = (f"{document.origin}\t{document.text}\n" for document in material.validation_titles)
+        draft.write_text("".join(lines), encoding="utf-8")
 
 
 @contextmanager
