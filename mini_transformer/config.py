@@ -101,6 +101,8 @@ class TextConfig:
     tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND")
     vocab_size: int = option(0, "tokens that bpe learns (0: 4096)", least=0, most=2**24)
     replay: float = option(0.0, "share of pre-training text in each batch of fine-tuning", least=0.0, most=0.9)
+    text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records that holds the text", metavar="NAME")
+    max_unreadable: int = option(100, "records without readable text that are left out before it is an error", least=0)
     in_memory: int = option(1 << 23, "bytes of text that are kept in memory; more goes to the cache", least=0)
     cache_dir: Path | None = option(None, "where the tokens of big texts are kept", metavar="DIR")
     workers: int = option(0, "processes that tokenise big texts (0: one for each core)", least=0)

@@ -15,17 +15,18 @@ from mini_transformer.data import cache, shards
 from mini_transformer.data.cache import Cache
 from mini_transformer.data.documents import Piece, cut_document
 from mini_transformer.data.encoding import cores
+from mini_transformer.data.records import hub_revision, is_hub
 from mini_transformer.data.sources import (
-    COMPRESSED,
     EVERY,
     VALIDATION_SHARE,
     Document,
     Reading,
+    is_packed,
     join_pieces,
     nothing_to_learn,
     split_validation,
+    stored_files,
     stream_source,
-    text_files,
 )
 from mini_transformer.data.tokens import TokenDocuments
 from mini_transformer.errors import UserError
@@ -92,11 +93,8 @@ class SmallCorpus:
     def encode(self, tokenizer: Tokenizer) -> Encoded:
         """See `Corpus`."""
         train, validation = (_encode(tokenizer, documents) for documents in (self.train, self.validation))
-        seen = np.zeros(tokenizer.vocab_size, dtype=bool)
-        for buffer in train.buffers:
-            seen[buffer] = True
         characters = characters_of(map(len, self.train)), characters_of(map(len, self.validation))
-        return Encoded(train, validation, characters, np.flatnonzero(seen).tolist())
+        return Encoded(train, validation, characters, _tokens_in(train, tokenizer.vocab_size))
 
     def held(self, tokenizer: Tokenizer, tokens: TokenDocuments, most: int | None = None) -> Iterator[Document]:
         """See `Corpus`."""
@@ -127,9 +125,11 @@ class LargeCorpus:
         self.paths: Sequence[Path] = (path,)
         self.reading, self.cache, self.hold_out = reading, store, hold_out
         self.workers = workers or cores()
-        self._files = text_files(path)
+        self._files = stored_files(path)
         self._stamps = [Cache.stamp(file) for file in self._files]
-        self.content = store.content(self._files)
+        self.content = cache.digest(store.content(self._files), str(path) if is_hub(path) else "")
+        if not self._files:
+            self.content = hub_revision(path)
         self._keep = self._characters_to_keep() if hold_out == "tenth" else None
         self.digest = cache.digest(self.content, reading.encoding, reading.text_field, hold_out)
         self.held_digest = cache.digest(self.digest, "held out")
@@ -188,7 +188,7 @@ class LargeCorpus:
         title, facts = str(self.paths[0]), {"content": self.content, "tokenizer": tokenizer.digest}
         found = shards.read_shards(self.cache.folder / "shards" / name)
         if found is None:
-            size = sum(stamp[0] for stamp in self._stamps) if not self._packed() else None
+            size = sum(stamp[0] for stamp in self._stamps) if not is_packed(self.paths[0]) else None
             found = shards.make_shards(
                 name, self.cache, self._pieces(), tokenizer, facts, self.workers, title, size, self._check_unchanged
             )
@@ -202,16 +202,14 @@ class LargeCorpus:
             first_held = int(np.searchsorted(np.cumsum(found.characters), self._keep)) + 1
         held = self._held(count, first_held)
         lengths = found.characters + 3
-        seen = set(found.seen[0])
-        if self.hold_out == "none" or first_held is not None:
-            seen |= set(found.seen[1])
         train, validation = found.documents.take(~held), found.documents.take(held)
+        if first_held is not None:
+            seen = _tokens_in(train, tokenizer.vocab_size)
+        else:
+            seen = sorted({*found.seen[0], *(found.seen[1] if self.hold_out == "none" else ())})
         self._origins = [_origin(found.origins, int(i)) for i in np.flatnonzero(held)]
         characters = int(lengths[~held].sum()), int(lengths[held].sum())
-        return Encoded(train, validation, characters, sorted(seen))
-
-    def _packed(self) -> bool:
-        return any(file.suffix in COMPRESSED for file in self._files)
+        return Encoded(train, validation, characters, seen)
 
     def _check_unchanged(self) -> None:
         for file, stamp in zip(self._files, self._stamps, strict=True):
@@ -222,6 +220,15 @@ class LargeCorpus:
         """See `Corpus`."""
         for i in range(len(tokens)):
             yield Document(tokenizer.decode(tokens[i][:most].tolist()), self._origins[i])
+
+
+def _tokens_in(documents: TokenDocuments, vocab_size: int) -> list[int]:
+    """The ids that occur in some documents."""
+    seen = np.zeros(vocab_size, dtype=bool)
+    for document in documents:
+        for start in range(0, len(document), 1 << 22):
+            seen[document[start : start + (1 << 22)]] = True
+    return np.flatnonzero(seen).tolist()
 
 
 def _origin(origins: Sequence[tuple[str, int]], document: int) -> str:
@@ -254,8 +261,7 @@ def load_corpora(
 
 def _read_if_small(path: Path, reading: Reading, most: int) -> list[Document] | None:
     """All documents of a source, or None if they are more than `most` bytes (characters, where they are packed)."""
-    files = text_files(path)
-    if sum(Cache.stamp(file)[0] for file in files) > most:
+    if sum(Cache.stamp(file)[0] for file in stored_files(path)) > most:
         return None
     documents, size = [], 0
     for document in join_pieces(stream_source(path, reading)):

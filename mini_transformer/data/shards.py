@@ -32,7 +32,7 @@ from mini_transformer.text.tokenizer import Tokenizer
 
 FORMAT = 1
 TOKENS, DOCUMENTS, MANIFEST, PROGRESS = "tokens.bin", "documents.bin", "manifest.json", "progress.json"
-COMMIT = 1 << 23  # characters after which progress is made safe
+COMMIT = 1 << 21  # characters after which progress is made safe
 
 
 @dataclass

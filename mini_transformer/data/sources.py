@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from mini_transformer.data import records
 from mini_transformer.data.documents import Piece, stream_documents
 from mini_transformer.errors import UserError
 
@@ -108,15 +109,17 @@ def _normalised(chunks: Iterable[str]) -> Iterator[str]:
 def text_files(path: Path) -> list[Path]:
     """The file itself, or all `.txt` files of a folder and its sub-folders, in the order of their names.
 
-    A path that is none but has `*`, `?` or `[` in it is a pattern, and stands for the files that fit.
+    A folder without any is looked through for files of records. A path that is none but has `*`, `?` or `[` in it is a
+    pattern, and stands for the files that fit.
     """
     if path.is_dir():
         suffixes = (".txt", *(f".txt{packed}" for packed in COMPRESSED))
-        files = sorted(p for p in path.rglob("*.txt*") if p.name.endswith(suffixes) and p.is_file())
+        everything = sorted(p for p in path.rglob("*") if p.is_file())
+        files = [p for p in everything if p.name.endswith(suffixes)] or [p for p in everything if records.kind_of(p)]
         if not files:
             raise UserError(f"{path}: the folder holds no .txt file")
         return files
-    if not path.exists() and glob.has_magic(str(path)):
+    if not path.exists() and glob.has_magic(str(path)) and not records.is_hub(path):
         files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not files:
             raise UserError(f"{path}: no file fits this pattern")
@@ -126,8 +129,29 @@ def text_files(path: Path) -> list[Path]:
 
 def stream_source(path: Path, reading: Reading) -> Iterator[Piece]:
     """All documents of a source, piece by piece, in bounded memory. Raises `UserError` for what cannot be read."""
+    if records.is_hub(path):
+        yield from records.stream_records(path, reading)
+        return
     for file in text_files(path):
-        yield from stream_documents(_normalised(_decode(file, reading.encoding)), file.name)
+        if records.kind_of(file):
+            yield from records.stream_records(file, reading)
+        else:
+            yield from stream_documents(_normalised(_decode(file, reading.encoding)), file.name)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a source may hold more text than it has bytes."""
+    if records.is_hub(path):
+        return True
+    return any(file.suffix in records.PACKED or records.kind_of(file) for file in text_files(path))
+
+
+def stored_files(path: Path) -> list[Path]:
+    """The files on this machine that make a source; none if it lies on the Hub."""
+    if not records.is_hub(path):
+        return text_files(path)
+    folder = records.hub_folder(path)
+    return sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
 
 
 def join_pieces(pieces: Iterable[Piece]) -> Iterator[Document]:

@@ -44,6 +44,8 @@ FREE = (
     "tokenizer",
     "cache_dir",
     "workers",
+    "text_field",
+    "max_unreadable",
 )
 
 

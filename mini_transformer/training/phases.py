@@ -61,7 +61,7 @@ class _Share:
 def read_material(config: TrainConfig) -> Material:
     """Read, split and encode the texts of a run. Raises `UserError` for text that cannot be used."""
     run, text = config.run, config.text
-    store, reading = Cache(text.cache_dir), Reading(run.encoding)
+    store, reading = Cache(text.cache_dir), Reading(run.encoding, text.text_field, text.max_unreadable)
 
     def load(phase: Phase, hold_out: HoldOut) -> list[tuple[float, list[Corpus]]]:
         groups = [(path,) for path in phase.data] if phase.weights else [phase.data]
