@@ -18,5 +18,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"{text.phase.name}: {text.characters:,} characters, {tokens:,} tokens, {text.documents:,} documents")
     characters, tokens = material.validation_characters, material.tokenizer.vocab_size
     print(f"validation: {characters:,} characters; vocabulary: {tokens:,} tokens")
+    print(f"overlap: {material.overlap}")
     print("Ready: train with the same flags starts at once")
     return 0

@@ -108,11 +108,12 @@ class Mixture:
 
     def batch(self, number: int, batch_size: int, block_size: int, rank: int = 0, ranks: int = 1) -> Batch:
         """See `Feed`."""
-        rows = []
-        for row in rows_of(rank, ranks, batch_size):
+        rows = rows_of(rank, ranks, batch_size)
+        blocks = np.empty((len(rows), block_size + 1), dtype=np.int64)
+        for block, row in zip(blocks, rows, strict=True):
             chosen, there = self.place(number * batch_size + row)
-            rows.append(self.streams[chosen].read(there * block_size, block_size + 1).astype(np.int64))
-        tokens = torch.from_numpy(np.stack(rows))
+            block[:] = self.streams[chosen].read(there * block_size, block_size + 1)
+        tokens = torch.from_numpy(blocks)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 

@@ -1,8 +1,9 @@
 """From sources to what the trainer needs: one tokenizer, a stream per phase, one validation stream."""
 
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain
 
 import tokenizers
@@ -11,9 +12,11 @@ from mini_transformer.config import Phase, TextConfig, TrainConfig
 from mini_transformer.data.batches import Feed, Mixture, Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache, digest
 from mini_transformer.data.corpus import TITLE, Corpus, Encoded, HoldOut, LargeCorpus, first_line, load_corpora
+from mini_transformer.data.overlap import LOOK, MOST, RUN, Overlap, beginning, overlap
 from mini_transformer.data.sources import Document, Reading
 from mini_transformer.data.tokens import DocumentStream, TokenDocuments
 from mini_transformer.errors import UserError
+from mini_transformer.files import write_json
 from mini_transformer.text.make import make_tokenizer, write_tokenizer
 from mini_transformer.text.tokenizer import FILE, Tokenizer
 
@@ -42,6 +45,7 @@ class Material:
     validation_digest: str
     validation_titles: list[Document]  # first line and file of each document
     unseen: list[int]  # token ids that no training text holds
+    overlap: Overlap  # of the validation text with all training text
     block_size: int  # the one asked for, or as much as the shortest text has
 
 
@@ -98,8 +102,15 @@ def read_material(config: TrainConfig) -> Material:
         for corpus, part in zip(corpora[-1], held, strict=True)
         for document in corpus.held(tokenizer, part.validation, TITLE)
     ]
+    training = list(chain(*(corpora if run.val_data is None else corpora[:-1])))
+    held_texts = (
+        document.text
+        for corpus, part in zip(corpora[-1], held, strict=True)
+        for document in corpus.held(tokenizer, part.validation)
+    )
     return Material(
         tokenizer=tokenizer,
+        overlap=_overlap(store, corpora[-1], held_texts, training),
         phases=phases,
         validation=DocumentStream(validation, tokenizer.end_id),
         validation_characters=sum(part.characters[1] for part in held),
@@ -108,6 +119,26 @@ def read_material(config: TrainConfig) -> Material:
         unseen=[i for i in range(tokenizer.vocab_size) if i not in seen],
         block_size=min(config.model.block_size, shortest.stream.epoch_tokens - 1),
     )
+
+
+def _overlap(store: Cache, held: list[Corpus], held_texts: Iterator[str], training: list[Corpus]) -> Overlap:
+    """The overlap of validation with training text. That of a big text is kept, and found again."""
+
+    def measure() -> Overlap:
+        return overlap(held_texts, (text for corpus in training for text in beginning(corpus.texts())))
+
+    if not any(isinstance(corpus, LargeCorpus) for corpus in training):
+        return measure()
+    key = digest("overlap", RUN, MOST, LOOK, [c.held_digest for c in held], [c.digest for c in training])[:32]
+    path = store.folder / "overlap" / f"{key}.json"
+    try:
+        return Overlap(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        found = measure()
+    with store.writing():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, asdict(found))
+    return found
 
 
 def _phase_text(

@@ -23,6 +23,7 @@ from mini_transformer.training.report import duration
 from mini_transformer.training.trainer import Trainer, stop_on_signal
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
+MUCH_OVERLAP = 0.2  # share of shared runs from which the validation text is called known
 WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
 
 
@@ -81,6 +82,9 @@ def _introduce(config: TrainConfig, material: Material, device: torch.device, pr
         f"vocabulary: {material.tokenizer.vocab_size} tokens, "
         f"{material.tokenizer.vocab_size - len(material.unseen)} of them in the text"
     )
+    print(f"Overlap: {material.overlap}")
+    if material.overlap.share > MUCH_OVERLAP:
+        print("Warning: the validation text is not unknown to the model; its loss will flatter", file=sys.stderr)
 
 
 def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> None:

