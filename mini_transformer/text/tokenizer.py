@@ -65,7 +65,7 @@ def check_text(text: str) -> str:
     return text
 
 
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     """A tokenizer of our own kind around a vocabulary with its merges."""
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -110,7 +110,7 @@ class Tokenizer:
         for text in texts:
             alphabet.add(check_text(text))
         ids, merges = vocabulary(alphabet.characters(), END, BYTE_SYMBOLS)
-        return cls(_byte_level(models.BPE(vocab=ids, merges=merges)))
+        return cls(byte_level(models.BPE(vocab=ids, merges=merges)))
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> "Tokenizer":
@@ -118,7 +118,7 @@ class Tokenizer:
 
         The vocabulary is smaller than asked for where the texts have no more pairs to merge.
         """
-        backend = _byte_level(models.BPE())
+        backend = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[END], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
         )

@@ -8,7 +8,7 @@ from itertools import chain
 
 import tokenizers
 
-from mini_transformer.config import Phase, TextConfig, TrainConfig
+from mini_transformer.config import USUAL_BPE, Phase, TextConfig, TrainConfig
 from mini_transformer.data.batches import Feed, Mixture, Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache, digest
 from mini_transformer.data.corpus import TITLE, Corpus, Encoded, HoldOut, LargeCorpus, first_line, load_corpora
@@ -176,7 +176,8 @@ def _tokenizer(text: TextConfig, store: Cache, corpora: Sequence[Sequence[Corpus
     if text.tokenizer not in ("char", "bpe") or not any(isinstance(c, LargeCorpus) for c in everything):
         return learn()
     hashes = [corpus.digest for corpus in everything]
-    folder = store.folder / "tokenizers" / digest(text.tokenizer, text.vocab_size, tokenizers.__version__, hashes)[:32]
+    size = text.vocab_size or USUAL_BPE
+    folder = store.folder / "tokenizers" / digest(text.tokenizer, size, tokenizers.__version__, hashes)[:32]
     if (folder / FILE).is_file():
         return Tokenizer.load(folder)
     print(f"Learning the tokenizer ({text.tokenizer}) from the texts", flush=True)
