@@ -71,6 +71,8 @@ COMMANDS = {
     "generate": "write with a trained model",
     "generate-data": "let an instruct model write texts to pre-train on",
     "evaluate": "measure bits per character on a text",
+    "prepare": "read and tokenise the texts of a run ahead of time",
+    "tokenizer": "train a tokenizer alone, or show what one makes of a text",
     "corpus": "list or print the fables that come with the package",
     "demo": "train a small model on the embedded fables and print one that it writes",
 }

@@ -14,11 +14,18 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+SMALLEST_BPE = 257  # each byte and the end token
+USUAL_BPE = 4096
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
     """A field that is a flag too. `limits`: `least`, `most` (inclusive), `above` (exclusive), `choices`, `metavar`."""
     return field(default=default, metadata={"help": help, **limits})
+
+
+def option_help(part: Any, name: str) -> str:
+    """The help text of a field, for commands that take it too."""
+    return str(part.__dataclass_fields__[name].metadata["help"])
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,20 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How text is read and becomes tokens; all of it decides the result, but for where tokens are kept."""
+
+    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND")
+    vocab_size: int = option(0, "tokens that bpe learns (0: 4096)", least=0, most=2**24)
+    replay: float = option(0.0, "share of pre-training text in each batch of fine-tuning", least=0.0, most=0.9)
+    text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records that holds the text", metavar="NAME")
+    max_unreadable: int = option(100, "records without readable text that are left out before it is an error", least=0)
+    in_memory: int = option(1 << 23, "bytes of text that are kept in memory; more goes to the cache", least=0)
+    cache_dir: Path | None = option(None, "where the tokens of big texts are kept", metavar="DIR")
+    workers: int = option(0, "processes that tokenise big texts (0: one for each core)", least=0)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where and how the run goes; nothing here but the seed, the validation text and precision changes its result."""
 
@@ -114,6 +135,7 @@ class Phase:
     data: tuple[Path, ...]
     iters: int
     lr: float
+    weights: tuple[float, ...] = ()  # shares of the sources in each batch; none: as much as they have
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,7 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
+    text: TextConfig = TextConfig()
 
 
 # One dial for newcomers: shape, batch, rate and horizon that belong together. Explicit flags win.
@@ -177,13 +200,30 @@ def check_model(model: ModelConfig) -> None:
         )
 
 
+def check_fields(part: Any) -> None:
+    """Refuse a dataclass with a value outside its field's limits."""
+    for f in dataclasses.fields(part):
+        value = getattr(part, f.name)
+        if f.metadata and value is not None:
+            check_limits(f.name, value, f.metadata)
+
+
+def check_text(text: TextConfig) -> None:
+    """Refuse settings of the text that do not go together."""
+    check_fields(text)
+    if text.vocab_size and text.tokenizer != "bpe":
+        raise UserError(f"--vocab-size: goes with --tokenizer bpe, not {text.tokenizer}")
+    if 0 < text.vocab_size < SMALLEST_BPE:
+        raise UserError(f"--vocab-size: {text.vocab_size} is too small: {SMALLEST_BPE} stand for bytes and the end")
+
+
 def check(config: TrainConfig) -> None:
     """All checks that need no file and no device."""
     for part in (config.model, config.optim, config.run):
-        for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
-            if f.metadata and value is not None:
-                check_limits(f.name, value, f.metadata)
+        check_fields(part)
+    check_text(config.text)
+    if config.text.replay and len(config.phases) == 1:
+        raise UserError("--replay: goes with --pretrain-data and --finetune-data")
     check_model(config.model)
     for phase in config.phases:
         suffix = "" if len(config.phases) == 1 else f"_{phase.name}"

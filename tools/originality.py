@@ -5,22 +5,13 @@
 Words are runs of French letters in lower case, so that « l'un » is two. Exit code 1 if there is a shared run.
 """
 
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from mini_transformer.data.overlap import runs
 from mini_transformer.data.sources import read_text, text_files
+from mini_transformer.data.words import RUN
 from mini_transformer.text.fables import load_fables
-
-RUN = 8
-WORD = re.compile(r"[a-zàâçéèêëîïôùûüœ]+")
-
-
-def runs(text: str) -> Iterator[tuple[str, ...]]:
-    """All runs of eight words of a text, in order."""
-    words = WORD.findall(text.lower())
-    return zip(*(words[i:] for i in range(RUN)), strict=False)
 
 
 def main(arguments: list[str]) -> int:

@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields
-from mini_transformer.config import PRESETS, ModelConfig, OptimConfig, Phase, RunConfig, TrainConfig, flag
+from mini_transformer.config import PRESETS, ModelConfig, OptimConfig, Phase, RunConfig, TextConfig, TrainConfig, flag
 from mini_transformer.errors import UserError
 
 ITERS, LR, LR_PRETRAIN = 10_000, 5e-4, 3e-4
@@ -17,21 +18,24 @@ PRESET_HELP = (
 )
 
 
-def train_parser() -> Parser:
+def train_parser(prog: str = "train") -> Parser:
     """The flags of `train.py`."""
+    purpose = "Train a small GPT-OSS-style language model on your texts, in one phase (--data) or two "
+    purpose += "(--pretrain-data, then --finetune-data). The same command continues a run that was stopped."
+    if prog == "prepare":
+        purpose = "Read and tokenise the texts of a run ahead of time. The flags are those of train."
     parser = Parser(
-        prog="train",
-        description="Train a small GPT-OSS-style language model on your texts, in one phase (--data) or two "
-        "(--pretrain-data, then --finetune-data). The same command continues a run that was stopped.",
+        prog=prog,
+        description=purpose,
         formatter_class=argparse.HelpFormatter,
     )
-    text = parser.add_argument_group("Text: files, or folders of .txt files")
+    text = parser.add_argument_group("Text: files, folders of .txt files, patterns; FILE:WEIGHT for a mixture")
     for name, help in (
         ("--data", "text to train on, in one phase"),
         ("--pretrain-data", "text of the first of two phases"),
         ("--finetune-data", "text of the second of two phases"),
     ):
-        text.add_argument(name, type=Path, nargs="+", metavar="FILE", help=help)
+        text.add_argument(name, nargs="+", action="extend", metavar="FILE", help=help)
     length = parser.add_argument_group("Length and rate of the phases")
     length.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
     length.add_argument("--max-iters", type=int, metavar="N", help=f"iterations of --data (default: {ITERS})")
@@ -39,14 +43,31 @@ def train_parser() -> Parser:
     for phase, lr in (("pretrain", LR_PRETRAIN), ("finetune", LR)):
         length.add_argument(f"--max-iters-{phase}", type=int, metavar="N", help=f"(default: {ITERS})")
         length.add_argument(f"--lr-{phase}", type=float, metavar="X", help=f"(default: {lr})")
-    for part in (ModelConfig, OptimConfig, RunConfig):
+    for part in (TextConfig, ModelConfig, OptimConfig, RunConfig):
         add_fields(parser, part)
     return parser
 
 
-def train_config(argv: Sequence[str]) -> TrainConfig:
+def sources(words: Sequence[str], name: str) -> tuple[tuple[Path, ...], tuple[float, ...]]:
+    """The paths and the weights that `FILE` or `FILE:WEIGHT` mean. Raises `UserError` for a mixture of both."""
+    paths, weights = [], []
+    for word in words:
+        path, colon, weight = word.rpartition(":")
+        if colon and re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight) and not Path(word).exists():
+            if not float(weight) > 0:
+                raise UserError(f"{flag(name)}: {word}: a weight must be above 0")
+            weights.append(float(weight))
+        else:
+            path = word
+        paths.append(Path(path))
+    if weights and len(weights) < len(paths):
+        raise UserError(f"{flag(name)}: give every source a weight, or none (FILE:0.7 FILE:0.3)")
+    return tuple(paths), tuple(weights)
+
+
+def train_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     """The settings that the flags of `train.py` mean: flags first, then the preset, then the defaults."""
-    given = vars(train_parser().parse(argv))
+    given = vars(train_parser(prog).parse(argv))
     preset = PRESETS[given.pop("preset") or "mission"]
 
     def part(kind: Any) -> Any:
@@ -59,7 +80,8 @@ def train_config(argv: Sequence[str]) -> TrainConfig:
         def value(key: str, usual: Any) -> Any:
             return usual if given[key + suffix] is None else given[key + suffix]
 
-        return Phase(name, tuple(given[f"{name}_data"]), value("max_iters", iters), value("lr", usual_lr))
+        paths, weights = sources(given[f"{name}_data"], "data" if not suffix else f"{name}_data")
+        return Phase(name, paths, value("max_iters", iters), value("lr", usual_lr), weights)
 
     two = given["pretrain_data"], given["finetune_data"]
     wrong = ["max_iters_pretrain", "max_iters_finetune", "lr_pretrain", "lr_finetune"]
@@ -81,7 +103,7 @@ def train_config(argv: Sequence[str]) -> TrainConfig:
         if given[name] is not None:
             other = "two phases" if len(phases) == 1 else "one phase (--data)"
             raise UserError(f"{flag(name)}: belongs to training in {other}")
-    return TrainConfig(phases, part(ModelConfig), part(OptimConfig), part(RunConfig))
+    return TrainConfig(phases, part(ModelConfig), part(OptimConfig), part(RunConfig), part(TextConfig))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,31 +1,114 @@
-"""Which runs of words two texts share: the measure of quoting, and of training text that leaks into validation."""
+"""Text that stands in two places: runs of eight words that two texts share.
 
-import re
+Words are runs of French letters in lower case, so that « l'un » is two.
+"""
+
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 
-RUN = 8  # words: shorter runs coincide by chance, longer ones are a quotation
-_WORD = re.compile(r"[a-zàâçéèêëîïôùûüœ]+")
+import numpy as np
+from numpy.typing import NDArray
+
+from mini_transformer.data.words import RUN, words
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzàâçéèêëîïôùûüœ"
+MOST = 1 << 21  # runs that are remembered of the validation text; of more, an even sample
+LOOK = 1 << 30  # characters of each training text that are looked through
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_IS_LETTER = np.zeros(0x110000, dtype=bool)
+_IS_LETTER[[ord(letter) for letter in LETTERS]] = True
+# the hash of a word is the sum of a number for each letter times a number for each place
+_LETTER = np.random.default_rng(8).integers(0, 1 << 63, 512, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_PLACE = np.random.default_rng(9).integers(0, 1 << 63, 64, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_SHIFT = np.uint64(40)  # the 24 bits that are left say at once that most runs are not among those remembered
+
+Hashes = NDArray[np.uint64]
 
 
-def words(text: str) -> list[str]:
-    """The words of a text in lower case; everything but letters parts them, so that layout does not count."""
-    return _WORD.findall(unicodedata.normalize("NFC", text).lower())
-
-
-def word_runs(text: str, length: int = RUN) -> set[str]:
-    """All runs of `length` words of a text, joined by spaces."""
+def runs(text: str) -> Iterator[tuple[str, ...]]:
+    """All runs of eight words of a text, in order."""
     found = words(text)
-    return {" ".join(found[i : i + length]) for i in range(len(found) - length + 1)}
+    return zip(*(found[i:] for i in range(RUN)), strict=False)
 
 
-def all_word_runs(texts: Iterable[str], length: int = RUN) -> set[str]:
-    """The runs of several texts; none reaches from one text into the next."""
-    return set().union(*(word_runs(text, length) for text in texts))
+def _mixed(values: Hashes) -> Hashes:
+    """Hashes whose every bit depends on all bits (the end of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-def shared_run(text: str, runs: set[str], length: int = RUN) -> str | None:
-    """The first run of `text` that is among `runs`, or None."""
-    found = words(text)
-    candidates = (" ".join(found[i : i + length]) for i in range(len(found) - length + 1))
-    return next((run for run in candidates if run in runs), None)
+def run_hashes(text: str) -> Hashes:
+    """A hash of each run of eight words of a text, in order; computed for all letters at once."""
+    plain = unicodedata.normalize("NFC", text).lower()
+    points = np.frombuffer(plain.encode("utf-32-le"), dtype=np.uint32)
+    letter = _IS_LETTER[points]
+    edges = np.flatnonzero(np.diff(letter, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    if len(starts) < RUN:
+        return np.empty(0, dtype=np.uint64)
+    first = np.cumsum(ends - starts) - (ends - starts)
+    places = np.arange(first[-1] + ends[-1] - starts[-1]) - np.repeat(first, ends - starts)
+    word_hashes = np.add.reduceat(_LETTER[points[letter]] * _PLACE[places % len(_PLACE)], first)
+    count = len(word_hashes) - RUN + 1
+    hashes = np.zeros(count, dtype=np.uint64)
+    for i in range(RUN):
+        hashes = _mixed(hashes * _FACTOR + word_hashes[i : i + count] + np.uint64(i))
+    return hashes
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much of one text's runs stand in another, too."""
+
+    shared: int
+    runs: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share:.1%} of the validation text's runs of {RUN} words stand in the training text, too "
+            f"({self.shared:,} of {self.runs:,})"
+        )
+
+    @property
+    def share(self) -> float:
+        """The shared part, from 0 to 1."""
+        return self.shared / max(1, self.runs)
+
+
+def beginning(texts: Iterable[str], most: int = LOOK) -> Iterator[str]:
+    """Texts up to so many characters in all."""
+    for text in texts:
+        if most <= 0:
+            return
+        most -= len(text)
+        yield text
+
+
+def overlap(validation: Iterable[str], training: Iterable[str], most: int = MOST) -> Overlap:
+    """How many of the distinct runs of the validation text stand in the training text, in bounded memory.
+
+    Of more runs than `most` a sample is taken, the same of both texts, and the counts are those of the sample.
+    """
+    known, mask = np.empty(0, dtype=np.uint64), np.uint64(0)  # a hash is in the sample if it has no bit of the mask
+    fresh: list[Hashes] = []
+    for text in chain(validation, [None]):
+        if text is not None:
+            new = run_hashes(text)
+            fresh.append(new[new & mask == 0])
+        if text is None or sum(map(len, fresh)) > most:
+            known, fresh = np.unique(np.concatenate([known, *fresh])), []
+            while len(known) > most:
+                mask = mask << np.uint64(1) | np.uint64(1)
+                known = known[known & mask == 0]
+    found = np.zeros(len(known), dtype=bool)
+    likely = np.zeros(1 << 24, dtype=bool)
+    likely[known >> _SHIFT] = True
+    for text in training if len(known) else ():
+        new = run_hashes(text)
+        new = new[likely[new >> _SHIFT]]
+        places = np.minimum(np.searchsorted(known, new), len(known) - 1)
+        found[places[known[places] == new]] = True
+    return Overlap(int(found.sum()), len(known))

@@ -14,11 +14,11 @@ from itertools import groupby, islice
 import torch
 from torch.nn import functional as F
 
-from mini_transformer.data.batches import Tokens, join_documents
-from mini_transformer.data.sources import split_documents
+from mini_transformer.data.batches import join_documents
+from mini_transformer.data.documents import split_documents
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.text.tokenizer import Tokenizer
+from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
 
 @dataclass(frozen=True)

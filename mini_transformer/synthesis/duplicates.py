@@ -2,7 +2,7 @@
 
 from datasketch import MinHash, MinHashLSH
 
-from mini_transformer.data.overlap import words
+from mini_transformer.data.words import words
 from mini_transformer.synthesis.filters import DUPLICATE, NEAR
 
 RUN = 3  # words

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from mini_transformer.data.overlap import shared_run, words
+from mini_transformer.data.words import shared_run, words
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.prompts import Kind
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mini_transformer.data.overlap import all_word_runs
 from mini_transformer.data.sources import read_documents
+from mini_transformer.data.words import all_word_runs
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis import filters, prompts
 from mini_transformer.synthesis.backends import Engine, Output, Task

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mini_transformer.data.overlap import words
+from mini_transformer.data.words import words
 from mini_transformer.files import replacing
 from mini_transformer.synthesis.store import Progress
 from mini_transformer.training.report import duration

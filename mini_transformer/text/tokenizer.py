@@ -6,17 +6,20 @@ through and comes back unchanged. Being an ordinary BPE, it is read alike by `tr
 """
 
 import codecs
-import json
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
+from mini_transformer.text.characters import Alphabet, CharacterTable, vocabulary
+
+Tokens = NDArray[np.unsignedinteger]  # uint16 where the vocabulary allows it, else uint32
 
 END = "<|endoftext|>"
 FILE = "tokenizer.json"
@@ -62,6 +65,26 @@ def check_text(text: str) -> str:
     return text
 
 
+def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    """A tokenizer of our own kind around a vocabulary with its merges."""
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    begin_with_end(backend, 0)
+    backend.add_special_tokens([tokenizers.AddedToken(END, special=True, normalized=False)])
+    return backend
+
+
+def begin_with_end(backend: tokenizers.Tokenizer, end_id: int) -> None:
+    """A document begins behind an end token, in training and in anyone's prompt."""
+    backend.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, end_id)])
+
+
 class Tokenizer:
     """One tokenizer and its `tokenizer.json`."""
 
@@ -73,37 +96,33 @@ class Tokenizer:
         self.end_id: int = end
         self.backend = backend
         self.backend.encode_special_tokens = True  # a literal <|endoftext|> in a text is text
-        self.vocab_size: int = backend.get_vocab_size()
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.vocab_size: int = max(backend.get_vocab().values()) + 1
+        self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         self._bytes = self._token_bytes()
-        self._characters = self._character_table()
+        self._characters = CharacterTable.of(self._bytes, self.dtype, self._encode_slowly)
 
     @classmethod
     def from_characters(cls, texts: Iterable[str]) -> "Tokenizer":
         """The character tokenizer of some texts. Ids: the end token, the 256 bytes, then longer pieces, sorted."""
-        characters: set[str] = set()
+        alphabet = Alphabet()
         for text in texts:
-            characters.update(check_text(text))
-        vocabulary = {END: 0} | {symbol: byte + 1 for byte, symbol in enumerate(BYTE_SYMBOLS)}
-        merges: list[tuple[str, str]] = []
-        for character in sorted(characters):
-            symbols = [BYTE_SYMBOLS[byte] for byte in character.encode("utf-8")]
-            piece = symbols[0]
-            for symbol in symbols[1:]:
-                if piece + symbol not in vocabulary:
-                    vocabulary[piece + symbol] = len(vocabulary)
-                    merges.append((piece, symbol))
-                piece += symbol
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
+            alphabet.add(check_text(text))
+        ids, merges = vocabulary(alphabet.characters(), END, BYTE_SYMBOLS)
+        return cls(byte_level(models.BPE(vocab=ids, merges=merges)))
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> "Tokenizer":
+        """Byte-level BPE as GPT has it, learnt from some texts. Ids: the end token, the 256 bytes, then the merges.
+
+        The vocabulary is smaller than asked for where the texts have no more pairs to merge.
+        """
+        backend = byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=[END], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
         )
-        backend.decoder = decoders.ByteLevel()
-        # a document begins behind an end token, in training and in anyone's prompt
-        backend.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
-        backend.add_special_tokens([tokenizers.AddedToken(END, special=True, normalized=False)])
+        backend.train_from_iterator(map(check_text, texts), trainer)
         return cls(backend)
 
     @classmethod
@@ -112,17 +131,36 @@ class Tokenizer:
         path = folder / FILE
         if not path.is_file():
             raise UserError(f"{folder}: {FILE} is missing: no whole model stands here")
+        return cls.from_json(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_json(cls, content: bytes, where: str) -> "Tokenizer":
+        """From the content of a `tokenizer.json`. Raises `UserError`, which names `where`, if it is damaged."""
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            return cls(tokenizers.Tokenizer.from_buffer(content))
         except UserError:
             raise
         except Exception as error:  # the library raises nothing more exact
-            raise UserError(f"{path}: damaged or not a tokenizer ({error})") from None
+            raise UserError(f"{where}: damaged or not a tokenizer ({error})") from None
+
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`."""
+        return self.backend.to_str(pretty=True)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that the tokenizer does."""
+        return hashlib.sha256(self.backend.to_str().encode("utf-8")).hexdigest()
+
+    @property
+    def is_character_level(self) -> bool:
+        """Whether every token is a character or a part of one."""
+        return self._characters is not None
 
     def save(self, folder: Path, block_size: int) -> None:
         """Write `tokenizer.json` and, for `transformers`, `tokenizer_config.json`."""
         with replacing(folder / FILE) as draft:
-            draft.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+            draft.write_text(self.to_json(), encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": END,
@@ -133,11 +171,25 @@ class Tokenizer:
         }
         write_json(folder / "tokenizer_config.json", settings)
 
-    def encode(self, text: str) -> NDArray[np.uint32]:
+    def encode(self, text: str) -> Tokens:
         """Token ids of a text; nothing is added to it. Raises `UserError` for a lone surrogate."""
         if self._characters is None:
-            return np.array(self.backend.encode(check_text(text), add_special_tokens=False).ids, dtype=np.uint32)
-        return self._encode_characters(check_text(text))
+            return np.array(self._encode_slowly(check_text(text)), dtype=self.dtype)
+        try:
+            return self._characters.encode(text)
+        except UnicodeEncodeError:
+            check_text(text)
+            raise
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        """`encode` of several texts, on all cores where the library does the work."""
+        if self._characters is not None:
+            return [self.encode(text) for text in texts]
+        found = self.backend.encode_batch_fast([check_text(text) for text in texts], add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in found]
+
+    def _encode_slowly(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that make no character become U+FFFD."""
@@ -155,47 +207,14 @@ class Tokenizer:
 
     def _token_bytes(self) -> list[bytes]:
         """The bytes of each token; none for the end token and other special ones."""
-        special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        added = self.backend.get_added_tokens_decoder()
         tokens = []
         for i in range(self.vocab_size):
-            symbols = "" if i in special else self.backend.id_to_token(i) or ""
+            if i in added:  # what is added is written as it stands
+                tokens.append(b"" if added[i].special else added[i].content.encode("utf-8"))
+                continue
+            symbols = self.backend.id_to_token(i) or ""
             if not all(symbol in SYMBOL_BYTES for symbol in symbols):
                 raise UserError(f"{FILE}: token {i} ({symbols!r}) is not made of bytes: not a byte-level tokenizer")
             tokens.append(bytes(SYMBOL_BYTES[symbol] for symbol in symbols))
         return tokens
-
-    def _character_table(self) -> NDArray[np.int32] | None:
-        """For a character tokenizer, the id of each code point (-1: none); else None."""
-        merges = json.loads(self.backend.to_str())["model"].get("merges", [])
-        table = np.full(0x110000, -1, dtype=np.int32)
-        for i, token in enumerate(self._bytes):
-            try:
-                text = token.decode("utf-8")
-            except UnicodeDecodeError as error:
-                # part of a character: bytes that end before they should
-                if len(token) > 1 and not (error.start == 0 and "unexpected end" in error.reason):
-                    return None
-                continue
-            if len(text) > 1:
-                return None
-            if text:
-                table[ord(text)] = i
-        return table if all(len(pair) == 2 for pair in merges) else None
-
-    def _encode_characters(self, text: str) -> NDArray[np.uint32]:
-        """`encode` by table look-up: merges of a character tokenizer never cross from one character to the next."""
-        assert self._characters is not None
-        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        ids = self._characters[points]
-        unknown = np.flatnonzero(ids < 0)
-        if len(unknown) == 0:
-            return ids.astype(np.uint32)
-        distinct, which = np.unique(points[unknown], return_inverse=True)
-        pieces = [self.backend.encode(chr(p), add_special_tokens=False).ids for p in distinct]
-        lengths = np.ones(len(ids), dtype=np.int64)
-        lengths[unknown] = np.array([len(piece) for piece in pieces])[which]
-        out = np.repeat(ids, lengths).astype(np.uint32)
-        starts = (np.cumsum(lengths) - lengths)[unknown]
-        for k, piece in enumerate(pieces):
-            out[starts[which == k][:, None] + np.arange(len(piece))] = piece
-        return out

@@ -28,8 +28,9 @@ RUN, METRICS, CURVE, TEXT, STATE_DICT = (
     "generated_text.txt",
     "model.pt",
 )
+VALIDATION = "validation.txt"  # which documents are held out: file and first line of each
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
+OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
 # What may differ between two calls of the same run without changing its result.
 FREE = (
     "out_dir",
@@ -40,6 +41,11 @@ FREE = (
     "checkpoint_interval",
     "val_data",
     "encoding",
+    "tokenizer",
+    "cache_dir",
+    "workers",
+    "text_field",
+    "max_unreadable",
 )
 
 
@@ -60,9 +66,9 @@ class State:
 
 
 def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
-    """Everything that the result depends on, by flag; texts by their hash, so that a moved file is the same text."""
-    values: dict[str, Any] = {}
-    for part in (config.model, config.optim, config.run):
+    """Everything that the result depends on, by flag; texts and tokenizer by their hash, wherever they lie."""
+    values: dict[str, Any] = {"--tokenizer": Path(config.text.tokenizer).name}
+    for part in (config.text, config.model, config.optim, config.run):
         for f in dataclasses.fields(part):
             if f.metadata and f.name not in FREE:
                 values[flag(f.name)] = getattr(part, f.name)
@@ -74,7 +80,7 @@ def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
             f"--lr{suffix}": text.phase.lr,
             name: text.digest,
         }
-    return values | {"--val-data": material.validation_digest}
+    return values | {"--val-data": material.validation_digest, "tokenizer": material.tokenizer.digest[:12]}
 
 
 def environment(device: str, precision: torch.dtype) -> dict[str, Any]:

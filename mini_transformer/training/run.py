@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.utils import deterministic
@@ -13,14 +14,16 @@ from mini_transformer.config import TrainConfig, check
 from mini_transformer.device import describe, pick_device, pick_precision
 from mini_transformer.errors import UserError
 from mini_transformer.export import huggingface
+from mini_transformer.files import replacing
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.training.checkpoint import RunFolder, environment, settings
+from mini_transformer.training.checkpoint import VALIDATION, RunFolder, environment, settings
 from mini_transformer.training.optimizer import balance
 from mini_transformer.training.phases import Material, read_material
 from mini_transformer.training.report import duration
 from mini_transformer.training.trainer import Trainer, stop_on_signal
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
+MUCH_OVERLAP = 0.2  # share of shared runs from which the validation text is called known
 WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
 
 
@@ -75,21 +78,28 @@ def train(config: TrainConfig) -> None:
 def _introduce(config: TrainConfig, material: Material, device: torch.device, precision: torch.dtype) -> None:
     print(f"Device: {describe(device)}, {str(precision).removeprefix('torch.')}")
     for text in material.phases:
-        count = len(text.stream.documents)
-        print(f"Text, {text.phase.name}: {text.characters:,} characters in {count} document{'s' * (count > 1)}")
+        count = text.documents
+        print(f"Text, {text.phase.name}: {text.characters:,} characters in {count:,} document{'s' * (count > 1)}")
     print(
         f"Validation: {material.validation_characters:,} characters; "
         f"vocabulary: {material.tokenizer.vocab_size} tokens, "
         f"{material.tokenizer.vocab_size - len(material.unseen)} of them in the text"
     )
+    print(f"Overlap: {material.overlap}")
+    if material.overlap.share > MUCH_OVERLAP:
+        print("Warning: the validation text is not unknown to the model; its loss will flatter", file=sys.stderr)
 
 
 def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> None:
     """Everything of the model's folder but the weights."""
     phases = [{"name": p.name, "max_iters": p.iters, "lr": p.lr} for p in config.phases]
-    facts = {"tokenizer": "char", "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
+    kind = Path(config.text.tokenizer).name  # never a place on this machine
+    facts = {"tokenizer": kind, "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
     huggingface.write_config(config.run.out_dir, model.config, material.tokenizer.end_id, material.unseen, facts)
     material.tokenizer.save(config.run.out_dir, model.config.block_size)
+    with replacing(config.run.out_dir / VALIDATION) as draft:
+        lines = (f"{document.origin}\t{document.text}\n" for document in material.validation_titles)
+        draft.write_text("".join(lines), encoding="utf-8")
 
 
 @contextmanager

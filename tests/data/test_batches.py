@@ -1,8 +1,21 @@
+import threading
+
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mini_transformer.data.batches import Tokens, TrainingStream, join_documents, validation_batches
+from mini_transformer.data.batches import (
+    Batch,
+    Feed,
+    Mixture,
+    Prefetched,
+    TrainingStream,
+    join_documents,
+    rows_of,
+    validation_batches,
+)
+from mini_transformer.text.tokenizer import Tokens
 
 END = 0
 
@@ -55,3 +68,68 @@ def test_validation_predicts_each_token_once(lengths: list[int], batch: int, blo
     targets = [t for _, ts in validation_batches(tokens, batch, block, 10**9) for t in ts.flatten().tolist()]
     assert targets == tokens[1:].tolist()
     assert len(list(validation_batches(tokens, batch, block, 2))) <= 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 9))
+def test_ranks_share_each_batch_without_overlap(lengths: list[int], batch: int, ranks: int, block: int) -> None:
+    streams = [TrainingStream(some_documents(lengths), END, seed) for seed in (1, 2)]
+    for feed in (streams[0], Mixture(streams, [0.7, 0.3])):
+        for number in (0, 3):
+            whole = feed.batch(number, batch, block)
+            parts = [feed.batch(number, batch, block, rank, ranks) for rank in range(ranks)]
+            for i in (0, 1):
+                assert torch.equal(torch.cat([part[i] for part in parts]), whole[i])
+        owned = [row for rank in range(ranks) for row in rows_of(rank, ranks, batch)]
+        assert owned == list(range(batch))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4), st.integers(0, 5000))
+def test_a_mixture_keeps_its_shares_and_skips_nothing(weights: list[float], row: int) -> None:
+    streams = [TrainingStream(some_documents([50]), END, 0) for _ in weights]
+    mixture = Mixture(streams, weights)
+    places = [mixture.place(i) for i in range(row + 1)]
+    for stream, weight in enumerate(weights):
+        rows = [there for chosen, there in places if chosen == stream]
+        assert rows == list(range(len(rows)))  # each row of each stream once, in order
+        assert abs(len(rows) - (row + 1) * weight / sum(weights)) <= len(weights) + (row + 1) / 1000
+
+
+def test_saved_and_restored_mid_epoch_the_next_hundred_batches_are_the_same() -> None:
+    documents = some_documents([700, 19, 333, 1100, 2] * 20)
+    end = int(documents[-1][-1])
+    weights = [0.6, 0.4]
+
+    def feeds() -> list[Feed]:
+        halves = [TrainingStream(part, END, 5) for part in (documents[:50], documents[50:])]
+        return [TrainingStream(documents, END, 5), Mixture(halves, weights)]
+
+    for one, other in zip(feeds(), feeds(), strict=True):
+        running = Prefetched(one)
+        for number in range(37):
+            running.batch(number, 4, 32)
+        state = 37  # all there is
+        for number in range(state, state + 100):
+            expected = running.batch(number, 4, 32)
+            found = other.batch(number, 4, 32)
+            assert torch.equal(found[0], expected[0])
+            assert torch.equal(found[1], expected[1])
+            assert expected[0].max() <= end
+
+
+def test_the_next_batch_is_made_beside_the_training() -> None:
+    made: list[tuple[int, str]] = []
+
+    class Slow(TrainingStream):
+        def batch(self, number: int, *shape: int) -> Batch:  # type: ignore[override]
+            made.append((number, threading.current_thread().name))
+            return super().batch(number, *shape)
+
+    feed = Prefetched(Slow(some_documents([100]), END, 0))
+    feed.batch(0, 2, 8)
+    feed.batch(1, 2, 8)
+    feed.batch(7, 2, 8)
+    feed.batch(8, 2, 8)
+    assert [number for number, _ in made][:6] == [0, 1, 2, 7, 8, 9][: len(made)]
+    assert all(name.startswith("batches") for _, name in made)

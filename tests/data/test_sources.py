@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mini_transformer.data.sources import read_documents, read_text, split_documents, split_validation, text_files
+from mini_transformer.data.documents import split_documents
+from mini_transformer.data.sources import read_documents, read_text, split_validation, text_files
 from mini_transformer.errors import UserError
 
 

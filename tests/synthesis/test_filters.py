@@ -127,7 +127,7 @@ def test_filters_are_chosen_by_name() -> None:
 
 
 def test_quotations_are_dropped() -> None:
-    from mini_transformer.data.overlap import all_word_runs
+    from mini_transformer.data.words import all_word_runs
 
     avoided = all_word_runs(["Le jour où la pluie cessa de tomber sur la plaine"])
     assert filters.quotes("Et le jour où la pluie\ncessa de tomber, il dit :", avoided) == "quote"

@@ -1,0 +1,70 @@
+"""`tokenizer`: make one alone, or look at one."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mini_transformer.cli import Parser
+from mini_transformer.config import TextConfig, check_text, option_help
+from mini_transformer.errors import UserError
+
+if TYPE_CHECKING:
+    from mini_transformer.data.documents import Piece
+    from mini_transformer.text.tokenizer import Tokenizer
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train a tokenizer into a folder, or show what one does with a text."""
+    parser = Parser(
+        prog="tokenizer",
+        description="Train a tokenizer on texts into a folder (--out-dir), or show what one makes of a text: "
+        "vocabulary, characters per token, longest tokens, and whether the text comes back unchanged.",
+    )
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", metavar="FILE", help="texts to learn from, or to show")
+    add("--tokenizer", default="bpe", metavar="KIND", help=option_help(TextConfig, "tokenizer"))
+    add("--vocab-size", type=int, default=0, metavar="N", help=option_help(TextConfig, "vocab_size"))
+    add("--encoding", default="utf-8", help="encoding of the text files")
+    add("--text-field", default="text", metavar="NAME", help=option_help(TextConfig, "text_field"))
+    add("--out-dir", type=Path, metavar="DIR", help="where the tokenizer goes")
+    add("--longest", type=int, default=10, metavar="N", help="longest tokens to show")
+    given = parser.parse(argv)
+    settings = TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size)
+    check_text(settings)
+    trained = given.tokenizer in ("char", "bpe")
+    if trained and not given.data:
+        raise UserError("--data: missing; say which text to learn from, or --tokenizer FOLDER to show a ready one")
+    from mini_transformer.data.sources import Reading, nothing_to_learn, stream_source
+    from mini_transformer.text.make import make_tokenizer, write_tokenizer
+
+    reading = Reading(given.encoding, given.text_field)
+
+    def pieces() -> "Iterator[Piece]":
+        return (piece for path in given.data or () for piece in stream_source(path, reading))
+
+    if given.data and next(pieces(), None) is None:
+        raise nothing_to_learn(given.data)
+    tokenizer = make_tokenizer(settings, (piece.text for piece in pieces()), progress=sys.stderr.isatty())
+    if given.out_dir is not None:
+        write_tokenizer(tokenizer, given.out_dir)
+        print(f"The tokenizer is in {given.out_dir}: train with --tokenizer {given.out_dir}")
+    _show(tokenizer, pieces(), given.longest)
+    return 0
+
+
+def _show(tokenizer: "Tokenizer", pieces: "Iterable[Piece]", longest: int) -> None:
+    kind = "characters" if tokenizer.is_character_level else "byte-level BPE"
+    print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
+    words = {word: None for i in range(tokenizer.vocab_size) if (word := tokenizer.decode([i]))}
+    ordered = sorted(words, key=len, reverse=True)
+    print(f"Longest tokens: {' '.join(map(repr, ordered[:longest]))}")
+    documents = tokens = characters = 0
+    for piece in pieces:
+        ids = tokenizer.encode(piece.text)
+        tokens, characters, documents = tokens + len(ids), characters + len(piece.text), documents + piece.last
+        if tokenizer.decode(ids.tolist()) != piece.text:
+            raise UserError(f"--tokenizer: the text that begins {piece.text[:40]!r} does not come back unchanged")
+    if documents:
+        print(f"Characters per token: {characters / tokens:.3f} ({characters:,} characters, {tokens:,} tokens)")
+        print(f"Round trip: all {documents:,} documents come back unchanged")

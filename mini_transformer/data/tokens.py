@@ -1,0 +1,100 @@
+"""Documents as tokens, in memory or in a mapped file, and the stream that they make one after the other."""
+
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mini_transformer.text.tokenizer import Tokens
+
+RELEASE = 1 << 25  # tokens read, after which the pages of mapped files are given back to the system
+
+Integers = NDArray[np.int64]
+
+
+class TokenDocuments(Sequence[Tokens]):
+    """Documents that are parts of some long arrays of tokens."""
+
+    def __init__(self, buffers: Sequence[Tokens], which: Integers, starts: Integers, maps: Sequence[mmap.mmap]) -> None:
+        """Document i is `lengths[i]` tokens of buffer `which[i]`, from `starts[i]` on; see the class methods."""
+        self.buffers, self.which, self.starts, self.maps = buffers, which, starts, maps
+        self.lengths: Integers = np.empty(0, dtype=np.int64)
+        self._read = 0
+
+    @classmethod
+    def of(cls, buffer: Tokens, lengths: Integers, maps: Sequence[mmap.mmap] = ()) -> "TokenDocuments":
+        """Documents that fill an array, one behind the other."""
+        made = cls([buffer], np.zeros(len(lengths), dtype=np.int64), np.cumsum(lengths) - lengths, maps)
+        made.lengths = lengths
+        return made
+
+    @classmethod
+    def from_list(cls, documents: Sequence[Tokens]) -> "TokenDocuments":
+        """Documents in memory."""
+        buffer = np.concatenate(documents) if documents else np.empty(0, dtype=np.uint16)
+        return cls.of(buffer, np.array([len(document) for document in documents], dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenDocuments"]) -> "TokenDocuments":
+        """All documents of several."""
+        before = np.cumsum([0, *(len(part.buffers) for part in parts)])
+        which = [part.which + first for part, first in zip(parts, before[:-1], strict=True)]
+        made = cls(
+            [buffer for part in parts for buffer in part.buffers],
+            np.concatenate(which),
+            np.concatenate([part.starts for part in parts]),
+            [m for part in parts for m in part.maps],
+        )
+        made.lengths = np.concatenate([part.lengths for part in parts])
+        return made
+
+    def take(self, chosen: NDArray[np.bool]) -> "TokenDocuments":
+        """The documents that are marked."""
+        made = TokenDocuments(self.buffers, self.which[chosen], self.starts[chosen], self.maps)
+        made.lengths = self.lengths[chosen]
+        return made
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> Tokens:  # type: ignore[override]  # slices are `take`'s
+        start, length = int(self.starts[i]), int(self.lengths[i])
+        return self.buffers[int(self.which[i])][start : start + length]
+
+    def release(self, tokens: int) -> None:
+        """Say that so many tokens were read: now and then the pages are let go, which stay in the system's cache."""
+        self._read += tokens
+        if self._read >= RELEASE:
+            self._read = 0
+            for mapped in self.maps:
+                if hasattr(mapped, "madvise"):
+                    mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class DocumentStream:
+    """`<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of documents in an order, the last end token included."""
+
+    def __init__(self, documents: TokenDocuments, end_id: int, order: Integers | None = None) -> None:
+        self.documents, self.end_id = documents, end_id
+        self.order = np.arange(len(documents)) if order is None else order
+        self._ends = np.cumsum(documents.lengths[self.order] + 1)  # behind each document
+        self.dtype = np.result_type(*(buffer.dtype for buffer in documents.buffers))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) + 1 if len(self._ends) else 1
+
+    def read(self, start: int, end: int) -> Tokens:
+        """Tokens `start` to `end`, less those behind the stream's end."""
+        out = np.full(max(0, min(end, len(self)) - start), self.end_id, dtype=self.dtype)
+        i, done = int(np.searchsorted(self._ends, start, side="right")), 0
+        while done < len(out) and i < len(self.order):
+            document = self.documents[int(self.order[i])]
+            offset = start + done - (int(self._ends[i]) - len(document) - 1)  # 0 is the end token before it
+            done += offset == 0
+            part = document[max(offset - 1, 0) :][: len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            i += 1
+        self.documents.release(len(out))
+        return out

@@ -1,0 +1,61 @@
+"""Weighted sources and replay, from the flags to the batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mini_transformer.commands.train import sources, train_config
+from mini_transformer.errors import UserError
+from mini_transformer.training.phases import read_material
+from tests.conftest import FABLES
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n\n\n".join(name * 400 for _ in range(20)))
+    return tmp_path / "a.txt", tmp_path / "b.txt"
+
+
+def share(config_words: list[object], phase: int, letter: str) -> float:
+    material = read_material(train_config([str(word) for word in config_words]))
+    stream, wanted = material.phases[phase].stream, material.tokenizer.encode(letter)[0]
+    shown = [(stream.batch(i, 10, 32)[0] == wanted).float().mean().item() for i in range(100)]
+    return sum(shown) / len(shown)
+
+
+def test_sources_and_weights(tmp_path: Path) -> None:
+    assert sources(["a.txt", "b.txt"], "data") == ((Path("a.txt"), Path("b.txt")), ())
+    assert sources(["a.txt:0.7", "hf:some/name:config:3"], "data") == (
+        (Path("a.txt"), Path("hf:some/name:config")),
+        (0.7, 3.0),
+    )
+    assert sources(["C:\\texts\\a.txt"], "data")[1] == ()
+    odd = tmp_path / "a:1"
+    odd.touch()
+    assert sources([str(odd)], "data") == ((odd,), ())
+    for words, message in ((["a:1", "b"], "a weight, or none"), (["a:0", "b:1"], "must be above 0")):
+        with pytest.raises(UserError, match=f"^--data: .*{message}"):
+            sources(words, "data")
+
+
+@pytest.mark.parametrize("in_memory", [0, 10**8])
+def test_weights_are_shares_of_the_batches(texts: tuple[Path, Path], tmp_path: Path, in_memory: int) -> None:
+    flags = ["--in-memory", in_memory, "--cache-dir", tmp_path / "cache"]
+    weighted: list[object] = ["--data", f"{texts[0]}:0.7", "--data", f"{texts[1]}:0.3", *flags]
+    assert share(weighted, 0, "a") == pytest.approx(0.7, abs=0.01)
+    assert share(["--data", *texts, *flags], 0, "a") == pytest.approx(0.5, abs=0.05)
+
+
+def test_replay_brings_back_the_first_text(texts: tuple[Path, Path]) -> None:
+    flags: list[object] = ["--pretrain-data", texts[0], "--finetune-data", texts[1]]
+    assert share(flags, 1, "a") == 0
+    assert share([*flags, "--replay", 0.2], 0, "b") == 0
+    assert share([*flags, "--replay", 0.2], 1, "a") == pytest.approx(0.2, abs=0.01)
+
+
+def test_replay_needs_two_phases(call: Call) -> None:
+    assert call("train", "--data", FABLES, "--replay", 0.2)[2].startswith("train: --replay: goes with --pretrain-data")
