@@ -40,6 +40,13 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
+def path(word: str) -> Path:
+    """The type of a flag that names a file or folder: the empty word, as of an unset variable, is refused."""
+    if not word:
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(word)
+
+
 def add_fields(parser: Parser, part: Any) -> None:
     """A flag for each field of a dataclass that is made with `option`. What is not given stays out of the result."""
     group = parser.add_argument_group(part.__doc__.split(";")[0].split("\n")[0].rstrip("."))
@@ -51,7 +58,7 @@ def add_fields(parser: Parser, part: Any) -> None:
         if f.type is bool:
             settings["action"] = "store_true"
         else:
-            settings["type"] = f.type if f.type in (int, float) else Path if "Path" in str(f.type) else str
+            settings["type"] = f.type if f.type in (int, float) else path if "Path" in str(f.type) else str
             settings["metavar"] = f.metadata.get("metavar", {int: "N", float: "X"}.get(settings["type"]))
             if "choices" in f.metadata:
                 settings["choices"] = f.metadata["choices"]
@@ -60,7 +67,7 @@ def add_fields(parser: Parser, part: Any) -> None:
 
 def add_model_flags(parser: Parser) -> None:
     """The flags of every command that uses a trained model."""
-    parser.add_argument("--model-dir", type=Path, default=Path("out"), metavar="DIR", help="folder of the model")
+    parser.add_argument("--model-dir", type=path, default=Path("out"), metavar="DIR", help="folder of the model")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     parser.add_argument("--gpus", metavar="ID", help="id of the GPU to use")
 
@@ -95,6 +102,10 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{name}: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
     except ModuleNotFoundError as error:
         print(f"{name}: the Python package {error.name!r} is missing: pip install {error.name}", file=sys.stderr)
         return EXIT_WRONG_INPUT

@@ -45,15 +45,17 @@ class RopeConfig:
 class ModelConfig:
     """The shape of a model; `resolve` fills in what follows from the rest."""
 
-    block_size: int = option(256, "context: tokens that the model sees at once", least=2)
-    n_layer: int = option(24, "number of layers", least=1)
-    n_embd: int = option(512, "width of the model", least=4)
-    n_head: int = option(8, "attention heads; must divide the width into heads of an even size", least=1)
+    block_size: int = option(256, "context: tokens that the model sees at once", least=2, most=2**20)
+    n_layer: int = option(24, "number of layers", least=1, most=1000)
+    n_embd: int = option(512, "width of the model", least=4, most=2**17)
+    n_head: int = option(8, "attention heads; must divide the width into heads of an even size", least=1, most=2**16)
     n_kv_head: int = option(0, "key/value heads, shared by the attention heads (0: as many)", least=0)
-    n_experts: int = option(4, "experts per layer (1: a dense model)", least=1)
-    experts_per_token: int = option(2, "experts that each token uses", least=1)
-    expert_hidden: int = option(0, "hidden size of an expert (0: 8/3 of the width over the experts per token)", least=0)
-    sliding_window: int = option(0, "tokens that every second layer sees (0: the whole block)", least=0)
+    n_experts: int = option(4, "experts per layer (1: a dense model)", least=1, most=4096)
+    experts_per_token: int = option(0, "experts that each token uses (0: 2, or 1 of a dense model)", least=0, most=4096)
+    expert_hidden: int = option(
+        0, "hidden size of an expert (0: 8/3 of the width over the experts per token)", least=0, most=2**20
+    )
+    sliding_window: int = option(0, "tokens that every second layer sees (0: the whole block)", least=0, most=2**20)
     dropout: float = option(0.2, "share of activations dropped in training", least=0.0, most=0.9)
     vocab_size: int = 0
     head_dim: int = 0
@@ -64,11 +66,13 @@ class ModelConfig:
 
     def resolve(self, vocab_size: int) -> "ModelConfig":
         """The same with every 0 replaced by what it stands for."""
-        per_expert = 8 / 3 * self.n_embd / self.experts_per_token
+        experts_per_token = self.experts_per_token or min(2, self.n_experts)
+        per_expert = 8 / 3 * self.n_embd / experts_per_token
         return dataclasses.replace(
             self,
             vocab_size=vocab_size,
             n_kv_head=self.n_kv_head or self.n_head,
+            experts_per_token=experts_per_token,
             head_dim=self.head_dim or self.n_embd // self.n_head,
             expert_hidden=self.expert_hidden or math.ceil(per_expert / 32) * 32,
             sliding_window=self.sliding_window or self.block_size,
@@ -85,7 +89,7 @@ class ModelConfig:
 class OptimConfig:
     """How the weights move."""
 
-    batch_size: int = option(64, "blocks per iteration, whatever the number of processes", least=1)
+    batch_size: int = option(64, "blocks per iteration, whatever the number of processes", least=1, most=2**20)
     warmup_iters: int = option(100, "iterations in which the rate rises (at most a tenth of the phase)", least=0)
     weight_decay: float = option(0.1, "pull of matrices towards zero, times the rate", least=0.0)
     beta1: float = option(0.9, "AdamW: memory of the gradient", least=0.0, most=0.9999)
@@ -110,14 +114,14 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how the run goes; nothing here but the seed, the validation text and precision changes its result."""
+    """Where and how the run goes; `training.checkpoint.FREE` lists what does not change its result."""
 
     out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR")
     val_data: Path | None = option(None, "validation text, instead of a tenth of the training text", metavar="FILE")
     encoding: str = option("utf-8", "encoding of the text files")
     seed: int = option(1337, "seed of weights, order and dropout", least=0, most=2**63 - 1)
     eval_interval: int = option(100, "iterations between evaluations", least=1)
-    eval_iters: int = option(200, "batches of an evaluation (at most one pass over the text)", least=1)
+    eval_iters: int = option(200, "batches of an evaluation (at most one pass over the text)", least=1, most=2**31)
     sample_interval: int = option(500, "iterations between samples of writing (0: none)", least=0)
     checkpoint_interval: int = option(100, "iterations between checkpoints", least=1)
     micro_batch_size: int = option(0, "blocks computed at once, to fit memory (0: chosen)", least=0)
@@ -227,5 +231,5 @@ def check(config: TrainConfig) -> None:
     check_model(config.model)
     for phase in config.phases:
         suffix = "" if len(config.phases) == 1 else f"_{phase.name}"
-        check_limits(f"max_iters{suffix}", phase.iters, {"least": 1})
+        check_limits(f"max_iters{suffix}", phase.iters, {"least": 1, "most": 10**8 - 1})
         check_limits(f"lr{suffix}", phase.lr, {"above": 0.0, "most": 1.0})

@@ -29,7 +29,7 @@ def _gpu(name: str, gpus: str, flag: str) -> torch.device:
         gpus = "0"
     if gpus == "all" or "," in gpus:
         raise UserError(f"{flag} {gpus}: training on several GPUs is not there yet; name one id, such as {flag} 0")
-    if not gpus.isdigit():
+    if not gpus.isdecimal():
         raise UserError(f"{flag} {gpus}: expected the id of a GPU, such as {flag} 0")
     if int(gpus) >= count:
         there = "there is none" if count == 0 else f"there are {count}, ids 0 to {count - 1}"

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -38,3 +38,16 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with replacing(path) as draft:
         draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process alone; False if another one has it. The lock goes with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nobody is kept out
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -112,7 +112,7 @@ def test_writing_refuses(call: Call, trained: Path, flags: list[object], message
     code, out, err = call("generate", "--model-dir", trained, *flags)
     assert code == 2
     assert err.splitlines()[-1].startswith(f"generate: {message}"), err
-    assert out in ("", "a?")
+    assert out == ""
 
 
 def test_writing_prints_the_text_alone(call: Call, trained: Path) -> None:

@@ -3,16 +3,15 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from mini_transformer.cli import Parser, add_model_flags
+from mini_transformer.cli import Parser, add_model_flags, path
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure bits per character on a text."""
     parser = Parser(prog="evaluate", description="What it costs a model to reproduce a text: bits per character.")
     add_model_flags(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="text to measure on")
+    parser.add_argument("--data", type=path, required=True, metavar="FILE", help="text to measure on")
     parser.add_argument("--encoding", default="utf-8", help="encoding of the text file")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse(argv)

@@ -59,10 +59,9 @@ def main(argv: Sequence[str]) -> int:
         if given.temperature:
             print(f"seed {seed}", file=sys.stderr)
     for number in range(given.num_samples):
-        if number:
-            print(BORDER, end="")
-        print(given.prompt, end="", flush=True)
-        for piece in writer.write(given.prompt, given.max_new_tokens, sampling, seed + number, given.stop_at_end):
+        pieces = writer.write(given.prompt, given.max_new_tokens, sampling, seed + number, given.stop_at_end)
+        print((BORDER if number else "") + given.prompt, end="", flush=True)
+        for piece in pieces:
             print(piece, end="", flush=True)
     print()
     return 0

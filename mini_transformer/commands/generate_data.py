@@ -1,9 +1,8 @@
 """`generate-data`: texts to pre-train on, written by an instruct model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields
+from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, path
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.settings import SynthesisConfig
 
@@ -17,11 +16,11 @@ def main(argv: Sequence[str]) -> int:
     )
     add_fields(parser, SynthesisConfig)
     parser.add_argument(
-        "--avoid", type=Path, nargs="+", metavar="FILE", help="texts that no sample may quote (eight words in a row)"
+        "--avoid", type=path, nargs="+", metavar="FILE", help="texts that no sample may quote (eight words in a row)"
     )
     parser.add_argument(
         "--merge",
-        type=Path,
+        type=path,
         nargs="+",
         metavar="FILE",
         help="join these outputs of --shard into --out; writes nothing new",

@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mini_transformer.cli import Parser
+from mini_transformer.cli import Parser, path
 from mini_transformer.config import TextConfig, check_text, option_help
 from mini_transformer.errors import UserError
 
@@ -22,12 +21,12 @@ def main(argv: Sequence[str]) -> int:
         "vocabulary, characters per token, longest tokens, and whether the text comes back unchanged.",
     )
     add = parser.add_argument
-    add("--data", type=Path, nargs="+", metavar="FILE", help="texts to learn from, or to show")
+    add("--data", type=path, nargs="+", metavar="FILE", help="texts to learn from, or to show")
     add("--tokenizer", default="bpe", metavar="KIND", help=option_help(TextConfig, "tokenizer"))
     add("--vocab-size", type=int, default=0, metavar="N", help=option_help(TextConfig, "vocab_size"))
     add("--encoding", default="utf-8", help="encoding of the text files")
     add("--text-field", default="text", metavar="NAME", help=option_help(TextConfig, "text_field"))
-    add("--out-dir", type=Path, metavar="DIR", help="where the tokenizer goes")
+    add("--out-dir", type=path, metavar="DIR", help="where the tokenizer goes")
     add("--longest", type=int, default=10, metavar="N", help="longest tokens to show")
     given = parser.parse(argv)
     settings = TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size)

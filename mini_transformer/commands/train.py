@@ -52,6 +52,8 @@ def sources(words: Sequence[str], name: str) -> tuple[tuple[Path, ...], tuple[fl
     """The paths and the weights that `FILE` or `FILE:WEIGHT` mean. Raises `UserError` for a mixture of both."""
     paths, weights = [], []
     for word in words:
+        if not word:
+            raise UserError(f"{flag(name)}: an empty name")
         path, colon, weight = word.rpartition(":")
         if colon and re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight) and not Path(word).exists():
             if not float(weight) > 0:

@@ -9,6 +9,7 @@ import glob
 import gzip
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def _decode(path: Path, encoding: str) -> Iterator[str]:
     """The text of a file as it stands, in chunks. Raises `UserError` if it is no text of that encoding."""
     try:
         decoder = codecs.getincrementaldecoder(encoding)()
-    except LookupError:
+        decoder.decode(b"", False)
+    except (LookupError, UnicodeError, ValueError, TypeError):
         raise UserError(f"--encoding: {encoding!r} is not a known encoding; try utf-8, latin-1 or cp1252") from None
     offset, no_zero = 0, encoding.lower().replace("_", "-") in _NO_ZERO
 
@@ -106,6 +108,17 @@ def _normalised(chunks: Iterable[str]) -> Iterator[str]:
     yield newlines.decode("", final=True)
 
 
+def _files_below(folder: Path) -> list[Path]:
+    """All files of a folder and its sub-folders but those of a model: what it wrote is not to be learnt from."""
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        if "run.json" in names:
+            folders.clear()
+        else:
+            files += (Path(place, name) for name in names)
+    return sorted(file for file in files if file.is_file())
+
+
 def text_files(path: Path) -> list[Path]:
     """The file itself, or all `.txt` files of a folder and its sub-folders, in the order of their names.
 
@@ -114,7 +127,7 @@ def text_files(path: Path) -> list[Path]:
     """
     if path.is_dir():
         suffixes = (".txt", *(f".txt{packed}" for packed in COMPRESSED))
-        everything = sorted(p for p in path.rglob("*") if p.is_file())
+        everything = _files_below(path)
         files = [p for p in everything if p.name.endswith(suffixes)] or [p for p in everything if records.kind_of(p)]
         if not files:
             raise UserError(f"{path}: the folder holds no .txt file")

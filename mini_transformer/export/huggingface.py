@@ -5,9 +5,10 @@ facts of our own stand under the key "mini_transformer". Reading takes any GPT-O
 the folder, and says in one line what is wrong with a folder that does not fit.
 """
 
-import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import safetensors
@@ -24,6 +25,8 @@ from mini_transformer.model.experts import ALPHA, LIMIT
 
 FORMAT = 1  # of our own key; raised when an older version could no longer read the folder
 LONGEST_BLOCK = 2**20
+LARGEST = 2**40  # of any whole number
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
 
 
@@ -73,70 +76,117 @@ def to_json(config: ModelConfig, eod_id: int, facts: dict[str, Any]) -> dict[str
     }
 
 
+@dataclass(frozen=True)
+class _Section:
+    """A stranger's JSON object, whose values are taken by key, type and range; `UserError` for anything else."""
+
+    values: dict[str, Any]
+    where: str
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key not in self.values and default is None:
+            raise UserError(f"{self.where}: the key {key!r} is missing")
+        found = self.values.get(key)
+        return default if found is None else found
+
+    def whole(self, key: str) -> int:
+        found = self.get(key)
+        if type(found) is not int or not 1 <= found <= LARGEST:  # a bool is an int too
+            raise UserError(f"{self.where}: {key} is {brief(found)}, expected a whole number from 1 to {LARGEST}")
+        return found
+
+    def number(self, key: str, least: float, most: float, default: float | None = None) -> float:
+        found = self.get(key, default)
+        if type(found) not in (int, float) or not least <= found <= most:
+            raise UserError(f"{self.where}: {key} is {brief(found)}, expected a number from {least:g} to {most:g}")
+        return float(found)
+
+    def truth(self, key: str, default: bool | None = None) -> bool:
+        found = self.get(key, default)
+        if not isinstance(found, bool):
+            raise UserError(f"{self.where}: {key} is {brief(found)}, expected true or false")
+        return found
+
+
 def from_json(value: dict[str, Any], where: str = CONFIG) -> ModelConfig:
     """The model that a `config.json` describes. Raises `UserError` if it is no GPT-OSS model that we can run."""
-    if not isinstance(value, dict) or value.get("model_type") != "gpt_oss":
-        kind = value.get("model_type") if isinstance(value, dict) else None
-        raise UserError(f"{where}: model_type is {kind!r}; only 'gpt_oss' models can be read")
-    own = value.get("mini_transformer") or {}
-    if own.get("format", FORMAT) != FORMAT:
-        raise UserError(
-            f"{where}: written in format {own['format']}, this version of Mini-Transformer reads format {FORMAT}"
-        )
-    rope = value.get("rope_parameters") or {}
-    if rope.get("rope_type") not in ("default", "yarn"):
-        raise UserError(f"{where}: rope_parameters must name the rope_type 'default' or 'yarn'")
-    fixed = {"attention_bias": True, "swiglu_alpha": ALPHA, "swiglu_limit": LIMIT}
-    for key, expected in fixed.items():
-        if value.get(key, expected) != expected:
-            raise UserError(f"{where}: {key} is {value[key]}, only {expected} is known")
-    try:
-        config = ModelConfig(
-            vocab_size=value["vocab_size"],
-            n_embd=value["hidden_size"],
-            n_layer=value["num_hidden_layers"],
-            n_head=value["num_attention_heads"],
-            n_kv_head=value["num_key_value_heads"],
-            head_dim=value["head_dim"],
-            n_experts=value["num_local_experts"],
-            experts_per_token=value["num_experts_per_tok"],
-            expert_hidden=value["intermediate_size"],
-            block_size=value["max_position_embeddings"],
-            sliding_window=value["sliding_window"],
-            layer_types=tuple(value["layer_types"]),
-            norm_eps=value["rms_norm_eps"],
-            tie_embeddings=value["tie_word_embeddings"],
-            rope=RopeConfig(
-                kind=rope["rope_type"],
-                theta=rope["rope_theta"],
-                **({} if rope["rope_type"] == "default" else _yarn(rope)),
-            ),
-        )
-    except KeyError as missing:
-        raise UserError(f"{where}: the key {missing} is missing") from None
-    for f in dataclasses.fields(config):
-        number = getattr(config, f.name)
-        if f.type in (int, "int") and (not isinstance(number, int) or number < 1):
-            raise UserError(f"{where}: {f.name} is {number!r}, expected a whole number above 0")
+    given = _Section(value if isinstance(value, dict) else {}, where)
+    _check_kind(given)
+    config = ModelConfig(
+        vocab_size=given.whole("vocab_size"),
+        n_embd=given.whole("hidden_size"),
+        n_layer=given.whole("num_hidden_layers"),
+        n_head=given.whole("num_attention_heads"),
+        n_kv_head=given.whole("num_key_value_heads"),
+        head_dim=given.whole("head_dim"),
+        n_experts=given.whole("num_local_experts"),
+        experts_per_token=given.whole("num_experts_per_tok"),
+        expert_hidden=given.whole("intermediate_size"),
+        block_size=given.whole("max_position_embeddings"),
+        sliding_window=given.whole("sliding_window"),
+        layer_types=_layer_types(given),
+        norm_eps=given.number("rms_norm_eps", 1e-12, 1),
+        tie_embeddings=given.truth("tie_word_embeddings"),
+        rope=_rope(given),
+    )
     if config.block_size > LONGEST_BLOCK:
         raise UserError(
             f"{where}: a context of {config.block_size} tokens is beyond the {LONGEST_BLOCK} that we can hold"
         )
-    if len(config.layer_types) != config.n_layer or not set(config.layer_types) <= {SLIDING, FULL}:
-        raise UserError(f"{where}: layer_types must list {config.n_layer} times {SLIDING!r} or {FULL!r}")
     if config.n_head % config.n_kv_head or config.experts_per_token > config.n_experts or config.head_dim % 2:
         raise UserError(f"{where}: heads or experts do not fit each other")
     return config
 
 
-def _yarn(rope: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "factor": rope["factor"],
-        "original_context": rope["original_max_position_embeddings"],
-        "beta_fast": rope.get("beta_fast", 32.0),
-        "beta_slow": rope.get("beta_slow", 1.0),
-        "truncate": rope.get("truncate", True),
-    }
+def _check_kind(given: _Section) -> None:
+    """Refuse another architecture, another format of our own key, and variants of GPT-OSS that we do not compute."""
+    kind = given.values.get("model_type")
+    if kind != "gpt_oss":
+        raise UserError(f"{given.where}: model_type is {brief(kind)}; only 'gpt_oss' models can be read")
+    own = given.values.get("mini_transformer") or {}
+    if not isinstance(own, dict):
+        raise UserError(f"{given.where}: mini_transformer is {brief(own)}, expected an object or no such key")
+    if own.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{given.where}: written in format {brief(own['format'])}, "
+            f"this version of Mini-Transformer reads format {FORMAT}"
+        )
+    for key, expected in {"attention_bias": True, "swiglu_alpha": ALPHA, "swiglu_limit": LIMIT}.items():
+        found = given.values.get(key, expected)
+        if found != expected:
+            raise UserError(f"{given.where}: {key} is {brief(found)}, only {expected} is known")
+
+
+def _layer_types(given: _Section) -> tuple[str, ...]:
+    kinds, layers = given.get("layer_types"), given.whole("num_hidden_layers")
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in (SLIDING, FULL) for kind in kinds):
+        raise UserError(f"{given.where}: layer_types must list {layers} times {SLIDING!r} or {FULL!r}")
+    return tuple(kinds)
+
+
+def _rope(given: _Section) -> RopeConfig:
+    """Rotary positions as transformers 5 spells them (`rope_parameters`) or 4 (`rope_scaling` beside `rope_theta`)."""
+    new, old = given.values.get("rope_parameters"), given.values.get("rope_scaling")
+    key, values = ("rope_parameters", new) if old is None else ("rope_scaling", old)  # of both, transformers takes this
+    if values is None and "rope_scaling" in given.values:  # null in transformers 4: plain rotary
+        values = {"rope_type": "default"}
+    if not isinstance(values, dict) or values.get("rope_type") not in ("default", "yarn"):
+        raise UserError(f"{given.where}: {key} must name the rope_type 'default' or 'yarn'")
+    if "rope_theta" not in values:
+        values = {**values, "rope_theta": given.get("rope_theta")}
+    rope = _Section(values, f"{given.where}: {key}")
+    theta = rope.number("rope_theta", 2, 1e12)
+    if values["rope_type"] == "default":
+        return RopeConfig(kind="default", theta=theta)
+    return RopeConfig(
+        kind="yarn",
+        theta=theta,
+        factor=rope.number("factor", 1, 1e6),
+        original_context=rope.whole("original_max_position_embeddings"),
+        beta_fast=rope.number("beta_fast", 1e-6, 1e6, 32.0),
+        beta_slow=rope.number("beta_slow", 1e-6, 1e6, 1.0),
+        truncate=rope.truth("truncate", True),
+    )
 
 
 def to_tensors(model: Decoder) -> dict[str, Tensor]:
@@ -153,7 +203,7 @@ def to_tensors(model: Decoder) -> dict[str, Tensor]:
 def from_tensors(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHTS, assign: bool = False) -> None:
     """Load weights that have GPT-OSS names into a model; `assign`: the tensors become its parameters, in float32.
 
-    Raises `UserError` if one is missing or misshapen.
+    Raises `UserError` if one is missing, misshapen, of integers or not finite.
     """
     state = {}
     for name, own in model.state_dict().items():
@@ -168,9 +218,14 @@ def from_tensors(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHT
             raise UserError(
                 f"{where}: {name_there} has the shape {tuple(tensor.shape)}, {CONFIG} asks for {tuple(own.shape)}"
             )
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{where}: {name_there} is of {tensor.dtype}, expected float32, float16 or bfloat16")
+        tensor = tensor.float()
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{where}: {name_there} holds NaN or infinity; the training went wrong or it is damaged")
         if "gate_up_proj" in name:
             tensor = torch.cat((tensor[..., 0::2], tensor[..., 1::2]), dim=-1)
-        state[name] = tensor.float()
+        state[name] = tensor
     model.load_state_dict(state, assign=assign)
     if model.config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
@@ -197,7 +252,7 @@ def read_json(path: Path) -> Any:
     """A JSON file, or a `UserError` that says why not."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
@@ -215,8 +270,11 @@ def read_model(folder: Path, device: torch.device) -> Decoder:
         raise UserError(f"{folder / WEIGHTS}: damaged or incomplete ({error})") from None
     if config.n_layer > len(tensors):
         raise UserError(f"{folder / WEIGHTS}: holds no {config.n_layer} layers, as {CONFIG} says")
-    with torch.device("meta"):  # shapes only: the file's tensors become the weights, and nothing is drawn at random
-        model = Decoder(config)
+    try:
+        with torch.device("meta"):  # shapes only: the file's tensors become the weights, nothing is drawn at random
+            model = Decoder(config)
+    except RuntimeError:
+        raise UserError(f"{folder / CONFIG}: sizes too large for any tensor; {WEIGHTS} cannot hold them") from None
     from_tensors(model, tensors, str(folder / WEIGHTS), assign=True)
     model.compute_rotary()
     return model.to(device).eval()
@@ -227,6 +285,6 @@ def read_suppressed(folder: Path) -> list[int]:
     path = folder / GENERATION
     value = read_json(path) if path.is_file() else {}
     suppressed = (value.get("suppress_tokens") if isinstance(value, dict) else None) or []
-    if not isinstance(suppressed, list) or not all(isinstance(i, int) and i >= 0 for i in suppressed):
+    if not isinstance(suppressed, list) or not all(type(i) is int and i >= 0 for i in suppressed):
         raise UserError(f"{path}: suppress_tokens must be a list of token ids")
     return suppressed

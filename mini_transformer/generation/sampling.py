@@ -23,7 +23,8 @@ def pick(logits_v: Tensor, sampling: Sampling, generator: torch.Generator) -> in
     """Draw one token id from logits (V,) on the CPU."""
     if sampling.temperature == 0:
         return int(logits_v.argmax())
-    scores, ids = (logits_v.double() / sampling.temperature).sort(descending=True, stable=True)
+    scores, ids = logits_v.double().sort(descending=True, stable=True)
+    scores = (scores - scores[0]) / sampling.temperature  # the likeliest is 0, however small the temperature
     if sampling.top_k:
         scores, ids = scores[: sampling.top_k], ids[: sampling.top_k]
     probabilities = scores.softmax(-1)

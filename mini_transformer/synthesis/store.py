@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing, write_json
+from mini_transformer.files import replacing, try_lock, write_json
 
 BORDER = "\n\n\n"  # two blank lines part documents
 BY_DIGEST = ("--recipe", "--avoid")  # settings that are recorded as the digest of a text
@@ -54,7 +54,8 @@ class Store:
             if not overwrite:
                 self._read(first)  # refuses before anything is touched
             self._files = {path: _open(path) for path in (self.samples, self.drops, self.text)}
-            _lock(self._files[self.samples], out)
+            if not try_lock(self._files[self.samples]):
+                raise UserError(f"--out: another process is writing {out}; machines that share the work need --shard")
             if overwrite:
                 self.run.unlink(missing_ok=True)
             self.progress = Progress(first) if overwrite else self._read(first)
@@ -172,15 +173,3 @@ def _append(file: BinaryIO, text: str) -> None:
     while data:
         data = data[file.write(data) :]
     os.fsync(file.fileno())
-
-
-def _lock(file: BinaryIO, out: Path) -> None:
-    """Keep a second process from writing the same samples; the lock goes with the process."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--out: another process is writing {out}; machines that share the work need --shard") from None

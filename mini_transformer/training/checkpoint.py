@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ import mini_transformer
 from mini_transformer.config import TrainConfig, flag
 from mini_transformer.errors import UserError
 from mini_transformer.export.huggingface import CONFIG, GENERATION, WEIGHTS, read_json
-from mini_transformer.files import replacing, write_json
+from mini_transformer.files import replacing, try_lock, write_json
 from mini_transformer.training.phases import Material
 
 RUN, METRICS, CURVE, TEXT, STATE_DICT = (
@@ -102,45 +102,60 @@ class RunFolder:
         self.checkpoints = folder / "checkpoints"
         self._saved_at = float("-inf")
         self._save_seconds = 0.0
+        self._lock: IO[Any] | None = None
 
     def open(self, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-        """What the folder holds: the record of the same run, or None if it is free.
+        """What the folder holds: the record of the same run, or None if it is free or may be overwritten.
 
-        Raises `UserError` if it cannot be written, or holds another run or model that `overwrite` does not give up.
+        Nothing is removed yet. Raises `UserError` if it cannot be written, if another process trains there, or if it
+        holds another run or model that `overwrite` does not give up.
         """
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise UserError(f"--out-dir: {self.folder} is a file, not a folder")
+        held = [name for name in OURS if os.path.lexists(self.folder / name)]
+        if folders := [name for name in held if os.path.isdir(self.folder / name)]:
+            raise UserError(f"--out-dir: {self.folder / folders[0]} is a folder, where a file of ours belongs")
+        record = self._read_record(overwrite) if RUN in held else None
+        difference = _difference(record["settings"], wanted) if record is not None else ""
+        if record is not None and record.get("finished") and not difference and not overwrite:
+            return record  # nothing will be written
+        if held and RUN not in held and not overwrite:
+            raise UserError(
+                f"--out-dir: {self.folder} holds {held[0]}, but no run of ours; take another --out-dir, "
+                "or --overwrite to replace the model there"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".writable"
-            probe.touch()
-            probe.unlink()
+            self._lock = open(self.folder / ".lock", "wb")  # noqa: SIM115 - held as long as the process lives
         except OSError as error:
             raise UserError(f"--out-dir: {self.folder} cannot be written ({error.strerror})") from None
-        if overwrite:
-            self._clear()
-        held = [name for name in OURS if (self.folder / name).exists()]
+        if not try_lock(self._lock):
+            raise UserError(f"--out-dir: another process is training in {self.folder}")
         if RUN in held:
-            record = read_json(self.folder / RUN)
-            if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-                raise UserError(f"{self.folder / RUN}: damaged; --overwrite starts anew")
             nothing_to_lose = WEIGHTS not in held and not self._states()
-            if nothing_to_lose:
+            if record is None or nothing_to_lose or (overwrite and (difference or record.get("finished"))):
                 return None
-            if difference := _difference(record["settings"], wanted):
+            if difference:
                 raise UserError(
                     f"--out-dir: {self.folder} holds a run with other settings ({difference}); "
                     "take another --out-dir, or --overwrite to give that run up"
                 )
             return record
-        if held:
-            raise UserError(
-                f"--out-dir: {self.folder} holds {held[0]}, but no run of ours; take another --out-dir, "
-                "or --overwrite to replace the model there"
-            )
         return None
 
-    def _clear(self) -> None:
+    def _read_record(self, overwrite: bool) -> dict[str, Any] | None:
+        """`run.json`; None if it is damaged and may be overwritten."""
+        try:
+            record = read_json(self.folder / RUN)
+        except UserError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("settings"), dict):
+            return record
+        if overwrite:
+            return None
+        raise UserError(f"{self.folder / RUN}: damaged; --overwrite starts anew")
+
+    def clear(self) -> None:
         """Remove what a run writes, and nothing else. `run.json` goes last: until then it is still a run's folder."""
         for path in self._states():
             path.unlink(missing_ok=True)
@@ -156,11 +171,7 @@ class RunFolder:
         started = time.monotonic()
         self.checkpoints.mkdir(exist_ok=True)
         path = self.checkpoints / f"{state.phase}-{name}-{state.iteration:08d}.pt"
-        try:
-            with replacing(path) as draft:
-                torch.save(vars(state), draft)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: the checkpoint could not be written ({error}); the last one stands") from None
+        save_tensors(path, vars(state))
         for old in self._states():
             if old != path:
                 old.unlink(missing_ok=True)
@@ -168,8 +179,8 @@ class RunFolder:
         self._save_seconds = self._saved_at - started
 
     def save_is_due(self) -> bool:
-        """Whether saving now would keep the time spent on it under about 5%."""
-        return time.monotonic() - self._saved_at >= 20 * self._save_seconds
+        """Whether saving now would keep the time spent on it under about 5%; once a minute it always is."""
+        return time.monotonic() - self._saved_at >= min(60.0, 20 * self._save_seconds)
 
     def load(self) -> State | None:
         """The newest state, or None. Raises `UserError` if it is damaged."""
@@ -182,13 +193,22 @@ class RunFolder:
             raise UserError(f"{states[-1]}: damaged ({type(error).__name__}); --overwrite starts anew") from None
 
     def _states(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("*.pt")) if self.checkpoints.is_dir() else []
+        return sorted(self.checkpoints.glob("[0-9]-*-[0-9]*.pt")) if os.path.isdir(self.checkpoints) else []
 
     def drop_drafts(self) -> None:
         """Remove what a killed process was writing."""
         for place in (self.folder, self.checkpoints):
             for draft in place.glob(".*.draft"):
                 os.unlink(draft)
+
+
+def save_tensors(path: Path, value: Any) -> None:
+    """`torch.save`, whole or not at all. Raises `UserError` if the disk is full."""
+    try:
+        with replacing(path) as draft:
+            torch.save(value, draft)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: could not be written ({error}); the last checkpoint stands") from None
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

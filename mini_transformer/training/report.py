@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from functools import partial
@@ -22,6 +23,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+def tell(line: str) -> None:
+    """Print a line; where nobody listens any more (`train ... | head`), training goes on in silence."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Report:
     """The voice of a run. Lines go to standard output; the bar, on a terminal only, to standard error."""
 
@@ -40,11 +49,11 @@ class Report:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
-        if self._bar is None:
-            print(line, flush=True)
-        else:
-            self._bar.write(line, file=sys.stdout)
-            sys.stdout.flush()
+        if self._bar is not None:
+            self._bar.clear()
+        tell(line)
+        if self._bar is not None:
+            self._bar.refresh()
 
     def begin(self, phase: str, done: int, iters: int) -> None:
         """A phase starts or goes on."""

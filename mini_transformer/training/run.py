@@ -19,7 +19,7 @@ from mini_transformer.model.decoder import Decoder
 from mini_transformer.training.checkpoint import VALIDATION, RunFolder, environment, settings
 from mini_transformer.training.optimizer import balance
 from mini_transformer.training.phases import Material, read_material
-from mini_transformer.training.report import duration
+from mini_transformer.training.report import duration, tell
 from mini_transformer.training.trainer import Trainer, stop_on_signal
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
@@ -37,55 +37,65 @@ def train(config: TrainConfig) -> None:
     precision = pick_precision(config.run.precision, device)
     material = read_material(config)
     if material.block_size < config.model.block_size:
-        print(f"The text is short: the block shrinks from {config.model.block_size} to {material.block_size} tokens")
+        tell(f"The text is short: the block shrinks from {config.model.block_size} to {material.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=material.block_size))
     folder = RunFolder(config.run.out_dir)
     wanted = settings(config, material)
     record = folder.open(wanted, config.run.overwrite)
     if record is not None and record.get("finished"):
-        print(f"{config.run.out_dir}: this run is finished; nothing to do (--overwrite trains it anew)")
+        tell(f"{config.run.out_dir}: this run is finished; nothing to do (--overwrite trains it anew)")
         return
     surroundings = environment(device.type, precision)
     if record is not None and record.get("environment") != surroundings:
-        print(f"Note: begun as {record.get('environment')}, going on as {surroundings}: not the same bit for bit")
+        tell(f"Note: begun as {record.get('environment')}, going on as {surroundings}: not the same bit for bit")
     _introduce(config, material, device, precision)
 
-    torch.manual_seed(config.run.seed)
-    model = Decoder(config.model.resolve(material.tokenizer.vocab_size)).to(device)
-    total, active = model.parameter_counts()
-    print(f"Model: {total:,} parameters, {active:,} of them at work on each token")
-    folder.drop_drafts()
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, _errors_of_the_machine(config, device):
+        torch.manual_seed(config.run.seed)
+        model = Decoder(config.model.resolve(material.tokenizer.vocab_size)).to(device)
+        total, active = model.parameter_counts()
+        tell(f"Model: {total:,} parameters, {active:,} of them at work on each token")
         trainer = Trainer(config, material, model, folder, precision, stop)
         _warn_if_long(trainer, active)
+        if record is None:
+            folder.clear()
+        folder.drop_drafts()
         folder.record(wanted, surroundings, finished=False)
         _write_texts(config, material, model)
-        try:
-            with _deterministic(device):
-                trainer.fit()
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"out of memory on {describe(device)}: set --micro-batch-size below {trainer.micro_batch_size} "
-                "(the result stays the same), or take a smaller model"
-            ) from None
-        except OSError as error:
-            what = error.filename or config.run.out_dir
-            raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint stands") from None
+        with _deterministic(device):
+            trainer.fit()
     folder.record(wanted, surroundings, finished=True)
-    print(f"\nThe best weights, of validation loss {trainer.state.best_loss:.3f}, are in {config.run.out_dir}")
+    tell(f"\nThe best weights, of validation loss {trainer.state.best_loss:.3f}, are in {config.run.out_dir}")
+
+
+@contextmanager
+def _errors_of_the_machine(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Tell a want of memory or of disk in one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory on {describe(device)}: set a smaller --micro-batch-size (the result stays the same), "
+            "or take a smaller model"
+        ) from None
+    except OSError as error:
+        what = error.filename or config.run.out_dir
+        raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint stands") from None
 
 
 def _introduce(config: TrainConfig, material: Material, device: torch.device, precision: torch.dtype) -> None:
-    print(f"Device: {describe(device)}, {str(precision).removeprefix('torch.')}")
+    tell(f"Device: {describe(device)}, {str(precision).removeprefix('torch.')}")
     for text in material.phases:
         count = text.documents
-        print(f"Text, {text.phase.name}: {text.characters:,} characters in {count:,} document{'s' * (count > 1)}")
-    print(
+        tell(f"Text, {text.phase.name}: {text.characters:,} characters in {count:,} document{'s' * (count > 1)}")
+    tell(
         f"Validation: {material.validation_characters:,} characters; "
         f"vocabulary: {material.tokenizer.vocab_size} tokens, "
         f"{material.tokenizer.vocab_size - len(material.unseen)} of them in the text"
     )
-    print(f"Overlap: {material.overlap}")
+    tell(f"Overlap: {material.overlap}")
     if material.overlap.share > MUCH_OVERLAP:
         print("Warning: the validation text is not unknown to the model; its loss will flatter", file=sys.stderr)
 
@@ -140,7 +150,7 @@ def estimate_seconds(trainer: Trainer) -> float:
         started = time.monotonic()
         trainer.loss_sum(block, block).backward()
         if trainer.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(trainer.device)
         seconds = time.monotonic() - started
     trainer.model.zero_grad(set_to_none=True)
     balance(trainer.model, 0.0)

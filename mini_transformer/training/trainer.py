@@ -25,10 +25,10 @@ from mini_transformer.files import replacing
 from mini_transformer.generation.generator import Writer
 from mini_transformer.generation.sampling import Sampling
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.training.checkpoint import CURVE, METRICS, STATE_DICT, TEXT, RunFolder, State
+from mini_transformer.training.checkpoint import CURVE, METRICS, STATE_DICT, TEXT, RunFolder, State, save_tensors
 from mini_transformer.training.optimizer import balance, make_optimizer
 from mini_transformer.training.phases import Material
-from mini_transformer.training.report import Report, draw_loss_curve
+from mini_transformer.training.report import Report, draw_loss_curve, tell
 from mini_transformer.training.schedule import learning_rate
 
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
@@ -82,6 +82,7 @@ class Trainer:
         self.state = State(0, 0, {}, {}, math.inf, (0, 0), {}, 0, [], -1)
         self.best_on_disk = True
         self.said_overfitting = False
+        self.resumed_at = (0, 0)
 
     def _micro_batch_size(self) -> int:
         """On a CPU, as many blocks as its caches and memory like; elsewhere the whole batch."""
@@ -114,7 +115,7 @@ class Trainer:
         seconds: list[float] = []  # of the iterations since the last line of metrics
         while True:
             i = self.state.iteration
-            if i % run.checkpoint_interval == 0 and i > 0:
+            if i % run.checkpoint_interval == 0 and i > 0 and (self.state.phase, i) != self.resumed_at:
                 self._save()
             if (i % run.eval_interval == 0 or i == phase.iters) and i != self.state.evaluated:
                 self._evaluate()
@@ -213,13 +214,12 @@ class Trainer:
             f"({bits:.3f} bits per character{', best' if best else ''}){self.report.remaining(state.iteration)}"
         )
         self.report.metric(phase=phase.name, iteration=state.iteration, val_loss=loss, bits_per_character=bits)
-        late = state.best_where[0] == state.phase and (
-            state.iteration - state.best_where[1] >= PATIENCE * run.eval_interval
-        )
+        best_here = state.best_where[1] if state.best_where[0] == state.phase else 0
+        late = state.iteration - best_here >= PATIENCE * run.eval_interval
         if late and not self.said_overfitting:
             self.said_overfitting = True
             self.report.say(
-                f"  overfitting: validation has not gained since iteration {state.best_where[1]}; the weights of then "
+                f"  overfitting: validation has not gained since iteration {best_here}; the weights of then "
                 "are kept. More text, more --dropout or fewer --max-iters would help"
             )
 
@@ -237,11 +237,12 @@ class Trainer:
         if state is None:
             return
         self.state = state
+        self.resumed_at = (state.phase, state.iteration)
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         self.best_on_disk = False  # the killed run may have written later ones
         where = f"{self.config.phases[state.phase].name} {state.iteration}"
-        print(f"Continuing from the checkpoint at {where}", flush=True)
+        tell(f"Continuing from the checkpoint at {where}")
 
     def _save(self, always: bool = False) -> None:
         if not (always or self.folder.save_is_due()):
@@ -272,8 +273,7 @@ class Trainer:
 
     def _write_phase_end(self) -> None:
         self._write_best()
-        with replacing(self.folder.folder / STATE_DICT) as draft:
-            torch.save(self.state.best, draft)
+        save_tensors(self.folder.folder / STATE_DICT, self.state.best)
         phases = [(phase.name, phase.iters) for phase in self.config.phases]
         folder = self.folder.folder
         draw_loss_curve(folder / METRICS, folder / CURVE, phases, self.tokens_per_character)

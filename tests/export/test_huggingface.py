@@ -13,15 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mini_transformer.config import RopeConfig
 from mini_transformer.errors import UserError
-from mini_transformer.evaluation.likelihood import measure, windows
-from mini_transformer.export.huggingface import CONFIG, WEIGHTS, from_json, read_model, read_suppressed
+from mini_transformer.evaluation.likelihood import measure
+from mini_transformer.export.huggingface import CONFIG, GENERATION, WEIGHTS, from_json, read_model, read_suppressed
 from mini_transformer.generation.generator import Writer, generate_tokens
 from mini_transformer.generation.sampling import Sampling
 from mini_transformer.text.tokenizer import END
 from tests.conftest import FABLES
 
 CPU = torch.device("cpu")
+FILES = (CONFIG, WEIGHTS, "tokenizer.json", GENERATION)
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture(params=["trained", "perturbed"])
@@ -78,12 +81,16 @@ def judge(folder: Path, text: str) -> float:
     ids = [end]
     for document in re.split(r"\n(?:[ \t]*\n){2,}", text.strip("\n")):
         ids += [*tokenizer(document, add_special_tokens=False).input_ids, end]
-    nats = 0.0
-    for first, start, stop in windows(len(ids), model.config.max_position_embeddings):
+    block, last = model.config.max_position_embeddings, len(ids) - 1
+    nats, start = 0.0, 0
+    while start < last:  # predict the tokens start + 1 to end, behind at most a block of context
+        end = min(start + (block if start == 0 else block // 2), last)
+        first = max(0, end - block)
         with torch.no_grad():
-            logits = model(torch.tensor([ids[first:stop]])).logits[0, start - first :].float()
-        targets = torch.tensor(ids[start + 1 : stop + 1])
+            logits = model(torch.tensor([ids[first:end]])).logits[0, start - first :].float()
+        targets = torch.tensor(ids[start + 1 : end + 1])
         nats += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        start = end
     return nats
 
 
@@ -125,10 +132,24 @@ def damage(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) 
         (lambda c: c.update(model_type="llama"), "model_type is 'llama'"),
         (lambda c: c.pop("head_dim"), "the key 'head_dim' is missing"),
         (lambda c: c.update(swiglu_limit=9.0), r"swiglu_limit is 9.0, only 7.0"),
-        (lambda c: c.update(hidden_size="32"), "n_embd is '32'"),
+        (lambda c: c.update(hidden_size="32"), "hidden_size is '32'"),
+        (lambda c: c.update(hidden_size=True), "hidden_size is True, expected a whole number"),
+        (lambda c: c.update(hidden_size=10**30), "hidden_size is 1000000000000000000000000000000, expected"),
+        (lambda c: c.update(hidden_size=2**40, num_attention_heads=2**40, num_key_value_heads=2**40), "too large"),
         (lambda c: c.update(sliding_window=None), "sliding_window is None"),
         (lambda c: c.update(layer_types=["full_attention"]), "layer_types must list 2"),
+        (lambda c: c.update(layer_types=5), "layer_types must list 2"),
+        (lambda c: c.update(layer_types=[[1], [1]]), "layer_types must list 2"),
         (lambda c: c.update(num_key_value_heads=5), "do not fit"),
+        (lambda c: c.update(tie_word_embeddings="no"), "tie_word_embeddings is 'no', expected true or false"),
+        (lambda c: c.update(rms_norm_eps="x"), "rms_norm_eps is 'x', expected a number"),
+        (lambda c: c.update(rms_norm_eps=0), "rms_norm_eps is 0, expected a number"),
+        (lambda c: c.update(rms_norm_eps=float("nan")), "rms_norm_eps is nan, expected a number"),
+        (lambda c: c.update(mini_transformer=[1]), r"mini_transformer is \[1\], expected an object"),
+        (lambda c: c.update(rope_parameters=[1]), "rope_parameters must name the rope_type"),
+        (lambda c: c.update(rope_parameters=None), "rope_parameters must name the rope_type"),
+        (lambda c: c.update(rope_scaling=[1]), "rope_scaling must name the rope_type"),
+        (lambda c: c["rope_parameters"].pop("rope_theta"), "the key 'rope_theta' is missing"),
         (lambda c: c.update(rope_parameters={"rope_theta": 1e4}), "rope_type"),
         (lambda c: c["mini_transformer"].update(format=2), "format 2, this version of Mini-Transformer reads format 1"),
         (
@@ -150,12 +171,103 @@ def test_a_strange_configuration_is_refused(
         read_model(folder, CPU)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("rope_theta", value) for value in ("x", -1, 1, True, None, float("inf"), 10**400)],
+        *[("factor", value) for value in ("x", 0, -2, 0.5, True, float("nan"), [4])],
+        *[("original_max_position_embeddings", value) for value in ("x", 0, -1, 16.0, True)],
+        *[("beta_fast", value) for value in ("x", 0, 1e-320, 1e300)],
+        *[("beta_slow", value) for value in ("x", -1, True)],
+        ("truncate", "x"),
+    ],
+)
+def test_strange_rotary_values_are_refused_by_name(trained: Path, tmp_path: Path, key: str, value: object) -> None:
+    folder = shutil.copytree(trained, tmp_path / "out")
+    damage(folder, CONFIG, lambda c: c["rope_parameters"].update({"factor": 4.0, key: value}))
+    with pytest.raises(UserError, match=rf"{re.escape(CONFIG)}: rope_parameters: {key} is .*, expected ") as error:
+        read_model(folder, CPU)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(folder))
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration as `transformers` 4 spells it, and OpenAI publishes it."""
+    rope = dict(config.pop("rope_parameters"))
+    theta = rope.pop("rope_theta")
+    return {**config, "rope_theta": theta, "rope_scaling": rope if rope["rope_type"] == "yarn" else None}
+
+
+@pytest.mark.parametrize("case", ["a_moe_alternating", "c_yarn_top1_mqa"])  # plain rotary, YaRN
+def test_the_older_spelling_gives_the_same_model(case: str) -> None:
+    config = json.loads((GOLDEN / case / CONFIG).read_text(encoding="utf-8"))
+    wanted = from_json(config)
+    assert from_json(older(dict(config))) == wanted
+    assert from_json({**older(dict(config)), "rope_theta": 150000}).rope.theta == 150000
+
+
+def test_the_rotary_positions_that_openai_published() -> None:
+    config = older(json.loads((GOLDEN / "c_yarn_top1_mqa" / CONFIG).read_text(encoding="utf-8")))
+    config["rope_theta"] = 150000
+    config["rope_scaling"] = {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    }
+    expected = RopeConfig("yarn", 150000.0, factor=32.0, original_context=4096, truncate=False)
+    assert from_json(config).rope == expected
+    del config["rope_theta"]
+    with pytest.raises(UserError, match="the key 'rope_theta' is missing"):
+        from_json(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w * float("nan"), "holds NaN or infinity"),
+        (lambda w: torch.cat((w[1:], torch.tensor([float("-inf")]))), "holds NaN or infinity"),
+        (lambda w: w.double() + 1e300, "holds NaN or infinity"),  # beyond float32
+        (lambda w: w.to(torch.int32), "is of torch.int32, expected float32"),
+        (lambda w: w > 0, "is of torch.bool, expected float32"),
+    ],
+)
+def test_strange_weights_are_refused_by_name(
+    trained: Path, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "out")
+    weights, name = load_file(folder / WEIGHTS), "model.layers.1.self_attn.sinks"
+    weights[name] = change(weights[name])
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(UserError, match=rf"{re.escape(WEIGHTS)}: {re.escape(name)} {message}"):
+        Writer.load(folder, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_float_types_are_read(trained: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = shutil.copytree(trained, tmp_path / "out")
+    weights = {name: w.to(dtype) for name, w in load_file(folder / WEIGHTS).items()}
+    save_file(weights, folder / WEIGHTS)
+    model = read_model(folder, CPU)
+    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"].float())
+
+
+@pytest.mark.parametrize("name", [CONFIG, GENERATION])
+def test_json_too_deep_is_refused_by_name(trained: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(trained, tmp_path / "out")
+    (folder / name).write_text("[" * 200_000)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}: cannot be read"):
+        Writer.load(folder, CPU)
+
+
 def test_what_is_no_configuration_is_refused() -> None:
     with pytest.raises(UserError, match="model_type is None"):
         from_json([])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.9])
 def test_a_truncated_file_is_refused_by_name(trained: Path, tmp_path: Path, name: str, kept: float) -> None:
     folder = shutil.copytree(trained, tmp_path / "out")
@@ -171,7 +283,7 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
     folder = shutil.copytree(trained, tmp_path / "out")
     refused: list[str] = []
     for case in range(80):
-        name = (CONFIG, WEIGHTS, "tokenizer.json", "generation_config.json")[case % 4]
+        name = FILES[case % 4]
         whole = (folder / name).read_bytes()
         damaged = bytearray(whole)
         for _ in range(chance.randint(1, 3)):
@@ -184,7 +296,9 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
             refused.append(str(error))
         (folder / name).write_bytes(whole)
     assert len(refused) > 40
-    assert all("out" in line or "tokenizer.json" in line for line in refused)
+    for line in refused:
+        assert "\n" not in line
+        assert any(name in line for name in FILES) or re.search(r"the key '\w+' is missing", line), line
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "tokenizer.json"])
@@ -198,8 +312,11 @@ def test_a_missing_file_is_named(trained: Path, tmp_path: Path, name: str) -> No
 def test_suppressed_tokens_must_be_ids(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "out")
     assert len(read_suppressed(folder)) > 50
-    damage(folder, "generation_config.json", lambda c: c.update(suppress_tokens=["x"]))
+    damage(folder, GENERATION, lambda c: c.update(suppress_tokens=["x"]))
     with pytest.raises(UserError, match="suppress_tokens"):
         read_suppressed(folder)
-    (folder / "generation_config.json").unlink()
+    damage(folder, GENERATION, lambda c: c.update(suppress_tokens=[True]))
+    with pytest.raises(UserError, match="suppress_tokens"):
+        read_suppressed(folder)
+    (folder / GENERATION).unlink()
     assert read_suppressed(folder) == []

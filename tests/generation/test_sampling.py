@@ -35,3 +35,11 @@ def test_a_suppressed_token_is_never_drawn_at_any_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     for temperature in (0.0, 1e-9, 1.0, 1e9):
         assert 0 not in {pick(logits, Sampling(temperature), generator) for _ in range(50)}
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0, -1000.0])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-9])
+def test_a_tiny_temperature_takes_the_likeliest_token(temperature: float, shift: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for sampling in (Sampling(temperature), Sampling(temperature, top_k=3), Sampling(temperature, top_p=0.9)):
+        assert {pick(LOGITS.roll(2) + shift, sampling, generator) for _ in range(50)} == {2}

@@ -43,6 +43,7 @@ def test_logits_hidden_states_router_and_loss(case: tuple[Decoder, dict[str, Ten
     assert len(hidden) == model.config.n_layer + 1
     for i, state in enumerate(hidden):
         assert distance(state, golden[f"hidden_states.{i}"]) <= 1e-5
+    assert len(routed) == model.config.n_layer
     for i, router_logits in enumerate(routed):
         assert distance(router_logits, golden[f"router_logits.{i}"].view(router_logits.shape)) <= 1e-5
     loss = F.cross_entropy(logits.flatten(0, 1), golden["labels"].flatten())
@@ -60,6 +61,7 @@ def test_attention_probabilities(case: tuple[Decoder, dict[str, Tensor]], monkey
 
     monkeypatch.setattr("mini_transformer.model.attention.attend", watched)
     model(golden["input_ids"])
+    assert len(probabilities) == model.config.n_layer
     for i, found in enumerate(probabilities):
         assert distance(found, golden[f"attentions.{i}"]) <= 1e-5
 
