@@ -298,7 +298,7 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
     assert len(refused) > 40
     for line in refused:
         assert "\n" not in line
-        assert any(name in line for name in FILES) or re.search(r"the key '\w+' is missing", line), line
+        assert any(name in line for name in FILES), line
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "tokenizer.json"])

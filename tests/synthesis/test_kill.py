@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mini_transformer.data.sources import split_documents
+from mini_transformer.data.documents import split_documents
 from mini_transformer.synthesis.store import read_run
 from tests.synthesis.conftest import build_instruct_model, check_outputs, flags, records
 
