@@ -97,6 +97,9 @@ class Experts(nn.Module):
         E, K = len(self.down_proj), chosen_nk.shape[1]
         if E == 1:
             return self.one(0, x_nc)
+        if len(x_nc) == 1:  # writing, token by token: nothing to sort
+            parts_kc = torch.cat([self.one(expert, x_nc) for expert in chosen_nk[0].tolist()])
+            return weights_nk.to(parts_kc.dtype) @ parts_kc
         order = chosen_nk.flatten().argsort(stable=True)  # slot n * K + k of each sorted row
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)  # sorted row of each slot
