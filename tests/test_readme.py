@@ -73,6 +73,11 @@ def test_the_demo(tmp_path: Path) -> None:
     assert (tmp_path / "demo-out" / "generated_text.txt").is_file()
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert "@@" not in page.read_text(encoding="utf-8"), page.name
+
+
 def test_make_has_the_targets() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {line.split()[1] for line in SHELL if line.startswith("make")}
