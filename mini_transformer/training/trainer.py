@@ -283,7 +283,7 @@ class Trainer:
         self._load_best()
         self.model.eval()
         writer = Writer(self.model, self.material.tokenizer, self.material.unseen)
-        text = "".join(writer.write("", 1000, Sampling(), seed=self.config.run.seed)).strip("\n") + "\n"
+        text = "".join(writer.write("", 600, Sampling(), seed=self.config.run.seed)).strip("\n") + "\n"
         with replacing(self.folder.folder / TEXT) as draft:
             draft.write_text(text, encoding="utf-8")
         self._write_phase_end()
