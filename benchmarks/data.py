@@ -24,7 +24,6 @@ from tokenizers import models, trainers
 from mini_transformer.data.batches import Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache
 from mini_transformer.data.documents import split_documents
-from mini_transformer.data.encoding import cores
 from mini_transformer.data.shards import make_shards, read_shards
 from mini_transformer.data.sources import Reading, read_text, stream_source
 from mini_transformer.text.make import write_tokenizer
@@ -57,7 +56,7 @@ def sharded(path: Path, tokenizer: Tokenizer, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     pieces = stream_source(path, Reading())
     with contextlib.redirect_stdout(io.StringIO()):
-        make_shards("bench", Cache(folder), pieces, tokenizer, {}, cores(), path.name, None, lambda: None)
+        make_shards("bench", Cache(folder), pieces, tokenizer, {}, path.name, None, lambda: None)
 
 
 def characters(documents: list[str], megabytes: float, repeats: int) -> None:
@@ -77,8 +76,8 @@ def characters(documents: list[str], megabytes: float, repeats: int) -> None:
     row("characters: equal ids (first fiftieth)", str(equal), "True")
 
 
-def bpe(path: Path, documents: list[str], part: Path, repeats: int, work: Path) -> None:
-    """Training on the text, and encoding a tenth of it, each beside the library's own, turn by turn."""
+def bpe(path: Path, documents: list[str], repeats: int, work: Path) -> None:
+    """Training on the text and encoding it, each beside the library's own, turn by turn."""
 
     def library() -> None:
         trainer = trainers.BpeTrainer(
@@ -95,17 +94,15 @@ def bpe(path: Path, documents: list[str], part: Path, repeats: int, work: Path) 
     row("bpe: training, times the library's", f"{statistics.median(a / b for a, b in pairs):.2f}", "1.2 or less")
 
     tokenizer = Tokenizer.train_bpe(documents, VOCABULARY)
-
-    some, megabytes = split_documents(read_text(part)), part.stat().st_size / 1e6
+    megabytes = path.stat().st_size / 1e6
 
     def batch() -> None:
-        tokenizer.backend.encode_batch(some, add_special_tokens=False)
+        tokenizer.backend.encode_batch(documents, add_special_tokens=False)
 
     rates = []
     for _ in range(repeats):
-        rates.append(
-            (megabytes / timed(lambda: sharded(part, tokenizer, work / "bpe"))[0], megabytes / timed(batch)[0])
-        )
+        seconds = timed(lambda: sharded(path, tokenizer, work / "bpe"))[0], timed(batch)[0]
+        rates.append((megabytes / seconds[0], megabytes / seconds[1]))
     row("bpe: text file to shards, MB/s on all cores", figure([one for one, _ in rates]), "")
     row("bpe: the library's encode_batch, MB/s on all cores", figure([other for _, other in rates]), "")
     row("bpe: shards, times the library's rate", f"{statistics.median(a / b for a, b in rates):.2f}", "0.9 or more")
@@ -158,11 +155,8 @@ def resident(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
 
 
-def memory(path: Path, part: Path, times: int, work: Path) -> None:
-    """Preparing and training on a text and on several times as much, above what the imports alone take.
-
-    Characters: the text and the text so many times over. BPE, which is slow: a tenth of the text and all of it.
-    """
+def memory(path: Path, times: int, work: Path) -> None:
+    """Preparing and training on a text and on several times as much, above what the imports alone take."""
     long = work / "long.txt"
     with open(long, "wb") as file:
         for _ in range(times):
@@ -172,8 +166,8 @@ def memory(path: Path, part: Path, times: int, work: Path) -> None:
     base = peak(["-c", BASE])
     row("memory: imports alone, MB", f"{base:,.0f}", "")
     shape = "--n-layer 1 --n-embd 32 --n-head 2 --block-size 512 --batch-size 32 --eval-iters 1 --sample-interval 0"
-    for kind, tokenizer, texts in (("char", "char", (path, long)), ("bpe", str(work / "tokenizer"), (part, path))):
-        for text in texts:
+    for kind, tokenizer in (("char", "char"), ("bpe", str(work / "tokenizer"))):
+        for text in (path, long):
             flags = ["--data", str(text), "--val-data", str(val), "--cache-dir", str(work / kind), "--in-memory", "0"]
             flags += ["--tokenizer", tokenizer, *shape.split(), "--max-iters", "100", "--eval-interval", "100"]
             size = f"{kind}, {text.stat().st_size / 1e6:,.0f} MB of text, MB above imports"
@@ -192,8 +186,8 @@ def main() -> None:
     torch.set_num_threads(1)
     documents = split_documents(read_text(given.text))
     megabytes = given.text.stat().st_size / 1e6
-    load = os.getloadavg()[0]
-    print(f"{given.text.name}, {megabytes:.1f} MB; {cores()} cores, load {load:.1f} at the start\n")
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"{given.text.name}, {megabytes:.1f} MB; {cores} cores, load {load:.1f} at the start\n")
     print("| | median (range) | wanted |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -201,10 +195,8 @@ def main() -> None:
         sharded(given.text, Tokenizer.from_characters(documents), work)
         feeding(work, 50_000_000, given.repeats)
         write_tokenizer(Tokenizer.train_bpe(documents[:50], VOCABULARY), work / "tokenizer")
-        part = work / "part.txt"
-        part.write_text("\n\n\n".join(documents[: len(documents) // 10]), encoding="utf-8")
-        bpe(given.text, documents, part, given.repeats, work)
-        memory(given.text, part, given.times, work)
+        bpe(given.text, documents, given.repeats, work)
+        memory(given.text, given.times, work)
 
 
 if __name__ == "__main__":

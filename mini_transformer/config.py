@@ -109,7 +109,6 @@ class TextConfig:
     max_unreadable: int = option(100, "records without readable text that are left out before it is an error", least=0)
     in_memory: int = option(1 << 23, "bytes of text that are kept in memory; more goes to the cache", least=0)
     cache_dir: Path | None = option(None, "where the tokens of big texts are kept", metavar="DIR")
-    workers: int = option(0, "processes that tokenise big texts (0: one for each core)", least=0)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from mini_transformer.data import cache, shards
 from mini_transformer.data.cache import Cache
 from mini_transformer.data.documents import Piece, cut_document
-from mini_transformer.data.encoding import cores
 from mini_transformer.data.records import hub_revision, is_hub
 from mini_transformer.data.sources import (
     EVERY,
@@ -121,10 +120,9 @@ def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> TokenDocuments:
 class LargeCorpus:
     """A corpus that is streamed, and tokenised into the cache."""
 
-    def __init__(self, path: Path, reading: Reading, store: Cache, workers: int, hold_out: HoldOut) -> None:
+    def __init__(self, path: Path, reading: Reading, store: Cache, hold_out: HoldOut) -> None:
         self.paths: Sequence[Path] = (path,)
         self.reading, self.cache, self.hold_out = reading, store, hold_out
-        self.workers = workers or cores()
         self._files = stored_files(path)
         self._stamps = [Cache.stamp(file) for file in self._files]
         self.content = cache.digest(store.content(self._files), str(path) if is_hub(path) else "")
@@ -190,7 +188,7 @@ class LargeCorpus:
         if found is None:
             size = sum(stamp[0] for stamp in self._stamps) if not is_packed(self.paths[0]) else None
             found = shards.make_shards(
-                name, self.cache, self._pieces(), tokenizer, facts, self.workers, title, size, self._check_unchanged
+                name, self.cache, self._pieces(), tokenizer, facts, title, size, self._check_unchanged
             )
         else:
             print(
@@ -236,7 +234,7 @@ def _origin(origins: Sequence[tuple[str, int]], document: int) -> str:
 
 
 def load_corpora(
-    paths: Sequence[Path], reading: Reading, store: Cache, in_memory: int, workers: int, hold_out: HoldOut
+    paths: Sequence[Path], reading: Reading, store: Cache, in_memory: int, hold_out: HoldOut
 ) -> list[Corpus]:
     """The text of some sources: together in memory where they are small, in the cache where they are not.
 
@@ -256,7 +254,7 @@ def load_corpora(
     if not small and not large:
         raise nothing_to_learn(paths)
     corpora: list[Corpus] = [SmallCorpus(small_paths, small, hold_out)] if small else []
-    return corpora + [LargeCorpus(path, reading, store, workers, hold_out) for path in large]
+    return corpora + [LargeCorpus(path, reading, store, hold_out) for path in large]
 
 
 def _read_if_small(path: Path, reading: Reading, most: int) -> list[Document] | None:

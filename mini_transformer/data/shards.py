@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from mini_transformer.data.cache import Cache, locked
 from mini_transformer.data.documents import Piece
-from mini_transformer.data.encoding import encode
 from mini_transformer.data.sources import EVERY
 from mini_transformer.data.tokens import TokenDocuments
 from mini_transformer.errors import UserError
@@ -32,7 +31,7 @@ from mini_transformer.text.tokenizer import Tokenizer
 
 FORMAT = 1
 TOKENS, DOCUMENTS, MANIFEST, PROGRESS = "tokens.bin", "documents.bin", "manifest.json", "progress.json"
-COMMIT = 1 << 21  # characters after which progress is made safe
+BATCH = 1 << 22  # characters that are encoded together, on all cores, and then made safe
 
 
 @dataclass
@@ -83,7 +82,6 @@ def make_shards(
     pieces: Iterator[Piece],
     tokenizer: Tokenizer,
     facts: dict[str, Any],
-    workers: int,
     title: str,
     size: int | None,
     check: Callable[[], None],
@@ -105,7 +103,7 @@ def make_shards(
             with cache.writing():
                 shutil.rmtree(folder, ignore_errors=True)
                 part.mkdir(exist_ok=True)
-                progress = _write(part, pieces, tokenizer, workers, title, size)
+                progress = _write(part, pieces, tokenizer, title, size)
                 check()
                 if not progress.documents:
                     raise UserError(f"{title}: empty: there is no text to learn from")
@@ -125,9 +123,21 @@ def _summary(progress: Progress, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"dtype": str(np.dtype(tokenizer.dtype))} | {name: getattr(progress, name) for name in names}
 
 
-def _write(
-    part: Path, pieces: Iterator[Piece], tokenizer: Tokenizer, workers: int, title: str, size: int | None
-) -> Progress:
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Some pieces at a time: enough for all cores, few enough for memory."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write(part: Path, pieces: Iterator[Piece], tokenizer: Tokenizer, title: str, size: int | None) -> Progress:
     """Write both files, from where they are good."""
     progress = _resume(part, tokenizer)
     seen = np.zeros((2, tokenizer.vocab_size), dtype=bool)
@@ -141,9 +151,8 @@ def _write(
             print(f"{title}: tokenising{f', {size:,} bytes' if size else ''}", flush=True)
         for piece in islice(pieces, progress.pieces):  # done before; the tokens of these are there
             bar.update(len(piece.text.encode("utf-8")))
-        safe = progress.characters
-        for batch in encode(pieces, tokenizer, workers):
-            for piece, ids in batch:
+        for batch in _batches(pieces):
+            for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
                 if not progress.origins or progress.origins[-1][0] != piece.origin:
                     progress.origins.append((piece.origin, progress.documents))
                 seen[int(progress.documents % EVERY == EVERY - 1)][ids] = True
@@ -159,10 +168,7 @@ def _write(
                     progress.documents += 1
                     progress.open_tokens = progress.open_characters = 0
                 bar.update(len(piece.text.encode("utf-8")))
-            if progress.characters - safe >= COMMIT:
-                _commit(part, progress, seen, tokens_file, documents_file)
-                safe = progress.characters
-        _commit(part, progress, seen, tokens_file, documents_file)
+            _commit(part, progress, seen, tokens_file, documents_file)
     return progress
 
 

@@ -43,7 +43,6 @@ FREE = (
     "encoding",
     "tokenizer",
     "cache_dir",
-    "workers",
     "text_field",
     "max_unreadable",
 )

@@ -71,7 +71,7 @@ def read_material(config: TrainConfig) -> Material:
     def load(phase: Phase, hold_out: HoldOut) -> list[tuple[float, list[Corpus]]]:
         groups = [(path,) for path in phase.data] if phase.weights else [phase.data]
         return [
-            (weight, load_corpora(group, reading, store, text.in_memory, text.workers, hold_out))
+            (weight, load_corpora(group, reading, store, text.in_memory, hold_out))
             for weight, group in zip(phase.weights or (1.0,), groups, strict=True)
         ]
 
