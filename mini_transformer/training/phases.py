@@ -11,7 +11,9 @@ import tokenizers
 from mini_transformer.config import USUAL_BPE, Phase, TextConfig, TrainConfig
 from mini_transformer.data.batches import Feed, Mixture, Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache, digest
-from mini_transformer.data.corpus import TITLE, Corpus, Encoded, HoldOut, LargeCorpus, first_line, load_corpora
+from mini_transformer.data.corpus import TITLE, Corpus, Encoded, HoldOut, first_line
+from mini_transformer.data.large import LargeCorpus
+from mini_transformer.data.load import load_corpora
 from mini_transformer.data.overlap import LOOK, MOST, Overlap, beginning, overlap
 from mini_transformer.data.sources import Document, Reading
 from mini_transformer.data.tokens import DocumentStream, TokenDocuments
