@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 
 from mini_transformer.cli import Parser, add_model_flags, path
@@ -21,6 +22,12 @@ def main(argv: Sequence[str]) -> int:
     from mini_transformer.generation.generator import Writer
 
     text = read_text(given.data, given.encoding)
+    if "\r\n" in text:
+        print(
+            f"Warning: {given.data} has Windows line ends, which are measured as they stand; training reads them as "
+            "line feeds, so save the file with these for a fair figure",
+            file=sys.stderr,
+        )
     writer = Writer.load(given.model_dir, pick_device(given.device, given.gpus))
     result = measure(writer.model, writer.tokenizer, text, str(given.data))
     if given.json:

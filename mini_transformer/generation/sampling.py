@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mini_transformer.errors import UserError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -20,7 +22,9 @@ class Sampling:
 
 
 def pick(logits_v: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Draw one token id from logits (V,) on the CPU."""
+    """Draw one token id from logits (V,) on the CPU. Raises `UserError` if there is none to draw."""
+    if not torch.isfinite(logits_v.max()):  # NaN, or every token suppressed
+        raise UserError("the model gives no token a probability: its weights are damaged, or all tokens are suppressed")
     if sampling.temperature == 0:
         return int(logits_v.argmax())
     scores, ids = logits_v.double().sort(descending=True, stable=True)

@@ -32,6 +32,7 @@ from mini_transformer.training.report import Report, draw_loss_curve, tell
 from mini_transformer.training.schedule import learning_rate
 
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
+SAMPLE, FINAL_TEXT = 160, 600  # tokens that are written on the way, and at the end (a fable's length)
 PATIENCE = 5  # evaluations without a gain after which overfitting is said
 
 
@@ -225,10 +226,18 @@ class Trainer:
 
     def _sample(self) -> None:
         """Show how the model writes now."""
-        self.model.eval()
-        writer = Writer(self.model, self.material.tokenizer, self.material.unseen)
-        text = "".join(writer.write("", 160, Sampling(), seed=self.config.run.seed))
+        text = self._written(SAMPLE)
         self.report.say("\n".join(f"    | {line}" for line in text.strip().splitlines()))
+
+    def _written(self, tokens: int) -> str:
+        """A text by the model as it is now."""
+        self.model.eval()
+        pieces = []
+        writer = Writer(self.model, self.material.tokenizer, self.material.unseen)
+        for piece in writer.write("", tokens, Sampling(), seed=self.config.run.seed):
+            self._check_stop()
+            pieces.append(piece)
+        return "".join(pieces)
 
     # Keeping
 
@@ -281,9 +290,7 @@ class Trainer:
     def _finish(self) -> None:
         """The files of a finished run, from the best weights."""
         self._load_best()
-        self.model.eval()
-        writer = Writer(self.model, self.material.tokenizer, self.material.unseen)
-        text = "".join(writer.write("", 600, Sampling(), seed=self.config.run.seed)).strip("\n") + "\n"
+        text = self._written(FINAL_TEXT).strip("\n") + "\n"
         with replacing(self.folder.folder / TEXT) as draft:
             draft.write_text(text, encoding="utf-8")
         self._write_phase_end()

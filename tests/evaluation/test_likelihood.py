@@ -59,3 +59,12 @@ def test_evaluate_prints_json(trained: Path, call) -> None:  # type: ignore[no-u
     result = json.loads(out)
     assert list(result) == ["bits_per_character", "bits_per_byte", "nats_per_token", "characters", "bytes", "tokens"]
     assert 1 < result["bits_per_byte"] < result["bits_per_character"] < 8
+
+
+def test_windows_line_ends_are_warned_of(trained: Path, tmp_path: Path, call) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.txt").write_bytes("Un renard\r\nrusé\r\n".encode())
+    code, out, err = call("evaluate", "--model-dir", trained, "--data", tmp_path / "a.txt", "--device", "cpu")
+    assert code == 0
+    assert "17 characters" in out
+    assert err.startswith(f"Warning: {tmp_path / 'a.txt'} has Windows line ends")
+    assert err.count("\n") == 1

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mini_transformer.errors import UserError
 from mini_transformer.generation.sampling import Sampling, pick
 
 LOGITS = torch.tensor([0.5, 0.1, 0.25, 0.15]).log()
@@ -35,6 +36,13 @@ def test_a_suppressed_token_is_never_drawn_at_any_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     for temperature in (0.0, 1e-9, 1.0, 1e9):
         assert 0 not in {pick(logits, Sampling(temperature), generator) for _ in range(50)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_without_a_token_to_draw_one_line_says_so(value: float, temperature: float) -> None:
+    with pytest.raises(UserError, match="the model gives no token a probability"):
+        pick(torch.full((5,), value), Sampling(temperature), torch.Generator())
 
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0, -1000.0])

@@ -22,7 +22,7 @@ from mini_transformer.training.checkpoint import RunFolder
 from mini_transformer.training.optimizer import balance, make_optimizer
 from mini_transformer.training.phases import read_material
 from mini_transformer.training.schedule import learning_rate
-from mini_transformer.training.trainer import Trainer, stop_on_signal
+from mini_transformer.training.trainer import Stopped, Trainer, stop_on_signal
 from tests.conftest import FABLES, ROOT, TINY, spawn
 
 Call = Callable[..., tuple[int, str, str]]
@@ -153,6 +153,22 @@ def test_a_stopped_run_saves_says_so_and_continues(tmp_path: Path, number: signa
     again.kill()
     again.communicate()
     assert re.search(r"Continuing from the checkpoint at train [1-9]", line)
+
+
+def test_a_run_that_is_stopped_while_it_writes_its_text_ends_later(tmp_path: Path, tiny_config) -> None:  # type: ignore[no-untyped-def]
+    config = TrainConfig((Phase("train", (FABLES,), 1, 1e-3),), tiny_config, run=RunConfig(tmp_path, device="cpu"))
+    model = Decoder(tiny_config.resolve(read_material(config).tokenizer.vocab_size))
+    trainer = make_trainer(tmp_path, model, config)
+    write_best = trainer._write_best
+    trainer._load_best = lambda: (trainer.stop.set(), write_best())  # type: ignore[method-assign]  # the end begins
+    with pytest.raises(Stopped):
+        trainer.fit()
+    assert len(states(tmp_path)) == 1
+    assert not (tmp_path / "generated_text.txt").exists()
+    again = make_trainer(tmp_path, model, config)
+    again.fit()
+    assert again.resumed_at == (0, 1)
+    assert (tmp_path / "generated_text.txt").read_text(encoding="utf-8").strip()
 
 
 def test_a_finished_run_is_left_alone(trained: Path, tmp_path: Path, call: Call) -> None:
