@@ -75,6 +75,20 @@ class Cache:
                 write_json(index, known)
         return digest(hashes)
 
+    def find(self, kind: str, key: str) -> Any:
+        """The small value, of those that JSON can hold, that was kept under a name; None if there is none."""
+        try:
+            return json.loads((self.folder / kind / f"{key[:32]}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def keep(self, kind: str, key: str, value: Any) -> Any:
+        """Keep a small value for `find`, and give it back."""
+        with self.writing():
+            (self.folder / kind).mkdir(exist_ok=True)
+            write_json(self.folder / kind / f"{key[:32]}.json", value)
+        return value
+
     @staticmethod
     def stamp(file: Path) -> list[int]:
         """What changes when a file does."""

@@ -11,7 +11,7 @@ from mini_transformer.data import cache, shards
 from mini_transformer.data.cache import Cache
 from mini_transformer.data.corpus import Encoded, HoldOut, tokens_in
 from mini_transformer.data.documents import Piece
-from mini_transformer.data.records import hub_revision, is_hub
+from mini_transformer.data.records import Unreachable, hub_revision, is_hub, is_remote
 from mini_transformer.data.sources import (
     EVERY,
     VALIDATION_SHARE,
@@ -34,23 +34,27 @@ class LargeCorpus:
         self.reading, self.cache, self.hold_out = reading, store, hold_out
         self._files = stored_files(path)
         self._stamps = [Cache.stamp(file) for file in self._files]
-        self.content = cache.digest(store.content(self._files), str(path) if is_hub(path) else "")
-        if not self._files:
-            self.content = hub_revision(path)
+        self.content = _revision(path, store) if is_remote(path) else store.content(self._files)
+        if is_hub(path):
+            self.content = cache.digest(self.content, str(path))
         self._keep = self._characters_to_keep() if hold_out == "tenth" else None
         self.digest = cache.digest(self.content, reading.encoding, reading.text_field, hold_out)
         self.held_digest = cache.digest(self.digest, "held out")
 
     def _characters_to_keep(self) -> int | None:
         """Of fewer than ten documents, how many characters are for training; else None."""
-        lengths = [0]
+        key = cache.digest("keep", self.content, self.reading.encoding, self.reading.text_field)
+        size = self.cache.find("splits", key) or self.cache.keep("splits", key, self._beginning())
+        return None if size["documents"] == EVERY else round(size["characters"] * (1 - VALIDATION_SHARE))
+
+    def _beginning(self) -> dict[str, int]:
+        """The size of the first ten documents, or of all if they are fewer."""
+        documents = characters = 0
         for piece in stream_source(self.paths[0], self.reading):
-            lengths[-1] += len(piece.text)
-            if piece.last:
-                lengths.append(0)
-            if len(lengths) > EVERY:
-                return None
-        return round(sum(lengths) * (1 - VALIDATION_SHARE))
+            documents, characters = documents + piece.last, characters + len(piece.text)
+            if documents == EVERY:
+                break
+        return {"documents": documents, "characters": characters}
 
     def _pieces(self) -> Iterator[Piece]:
         """All pieces, a border where the text that is held out begins."""
@@ -127,6 +131,18 @@ class LargeCorpus:
         """See `Corpus`."""
         for i in range(len(tokens)):
             yield Document(tokenizer.decode(tokens[i][:most].tolist()), self._origins[i])
+
+
+def _revision(path: Path, store: Cache) -> str:
+    """The revision of a dataset on the Hub; the one of last time where the Hub cannot be reached."""
+    key = cache.digest(str(path))
+    try:
+        return str(store.keep("hub", key, hub_revision(path)))
+    except Unreachable:
+        if (last := store.find("hub", key)) is None:
+            raise
+    print(f"{path}: the Hub cannot be reached; taking the text of last time", flush=True)
+    return str(last)
 
 
 def _origin(origins: Sequence[tuple[str, int]], document: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from mini_transformer.data.cache import Cache
 from mini_transformer.data.corpus import Corpus, HoldOut, SmallCorpus
 from mini_transformer.data.large import LargeCorpus
+from mini_transformer.data.records import is_remote
 from mini_transformer.data.sources import (
     Document,
     Reading,
@@ -41,8 +42,11 @@ def load_corpora(
 
 
 def _read_if_small(path: Path, reading: Reading, most: int) -> list[Document] | None:
-    """All documents of a source, or None if they are more than `most` bytes (characters, where they are packed)."""
-    if sum(Cache.stamp(file)[0] for file in stored_files(path)) > most:
+    """All documents of a source, or None if they are more than `most` bytes (characters, where they are packed).
+
+    What lies on the Hub is always for the cache, so that it is fetched once.
+    """
+    if is_remote(path) or sum(Cache.stamp(file)[0] for file in stored_files(path)) > most:
         return None
     documents, size = [], 0
     for document in join_pieces(stream_source(path, reading)):

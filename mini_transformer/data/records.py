@@ -3,13 +3,13 @@
 The library is an extra: it is imported only when such a source is named.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mini_transformer.data.cache import digest
 from mini_transformer.data.documents import Piece, cut_document
 from mini_transformer.errors import UserError
 
@@ -50,15 +50,32 @@ def hub_folder(path: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def hub_revision(path: Path) -> str:
-    """What identifies the content of a dataset on the Hub. Raises `UserError` if it cannot be asked."""
-    from huggingface_hub import HfApi
+def is_remote(path: Path) -> bool:
+    """Whether a source lies on the Hub and not on this machine."""
+    return is_hub(path) and hub_folder(path) is None
 
-    name, config, split = parse_hub(path)
+
+class Unreachable(UserError):
+    """The Hub does not answer."""
+
+
+@functools.cache
+def hub_revision(path: Path) -> str:
+    """The commit that a dataset on the Hub stands at. Raises `UserError` if there is none, `Unreachable` if unknown."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    name = parse_hub(path)[0]
     try:
-        return digest(name, config, split, HfApi().dataset_info(name, timeout=20).sha)
-    except Exception as error:  # anything from a missing name to a missing network
-        raise UserError(f"{path}: not found on the Hub, or the Hub cannot be reached ({_short(error)})") from None
+        return str(HfApi().dataset_info(name, timeout=20).sha)
+    except GatedRepoError:
+        raise UserError(f"{path}: its terms must be accepted on the Hub first (then: hf auth login)") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"{path}: neither a folder here nor a public dataset on the Hub (for a private one: hf auth login)"
+        ) from None
+    except Exception as error:  # each kind of network has its own errors
+        raise Unreachable(f"{path}: the Hub cannot be reached ({_short(error)})") from None
 
 
 def _short(error: BaseException) -> str:
@@ -74,7 +91,8 @@ def _load(path: Path) -> Any:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # errors are told by us, once
     if is_hub(path):
         name, config, split = parse_hub(path)
-        return datasets.load_dataset(name, config, split=split, streaming=True)
+        revision = hub_revision(path) if is_remote(path) else None
+        return datasets.load_dataset(name, config, split=split, streaming=True, revision=revision)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     settings = {"sep": "\t"} if ".tsv" in path.suffixes else {}

@@ -1,6 +1,5 @@
 """From sources to what the trainer needs: one tokenizer, a stream per phase, one validation stream."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from mini_transformer.data.sources import Document, Reading
 from mini_transformer.data.tokens import DocumentStream, TokenDocuments
 from mini_transformer.data.words import RUN
 from mini_transformer.errors import UserError
-from mini_transformer.files import write_json
 from mini_transformer.text.make import make_tokenizer, write_tokenizer
 from mini_transformer.text.tokenizer import FILE, Tokenizer
 
@@ -132,16 +130,8 @@ def _overlap(store: Cache, held: list[Corpus], held_texts: Iterator[str], traini
 
     if not any(isinstance(corpus, LargeCorpus) for corpus in training):
         return measure()
-    key = digest("overlap", RUN, MOST, LOOK, [c.held_digest for c in held], [c.digest for c in training])[:32]
-    path = store.folder / "overlap" / f"{key}.json"
-    try:
-        return Overlap(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        found = measure()
-    with store.writing():
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, asdict(found))
-    return found
+    key = digest("overlap", RUN, MOST, LOOK, [c.held_digest for c in held], [c.digest for c in training])
+    return Overlap(**(store.find("overlap", key) or store.keep("overlap", key, asdict(measure()))))
 
 
 def _phase_text(
