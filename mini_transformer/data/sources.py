@@ -7,10 +7,11 @@ import bz2
 import codecs
 import glob
 import gzip
+import importlib
 import io
 import lzma
 import os
-import zlib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,20 @@ from mini_transformer.errors import UserError
 VALIDATION_SHARE = 0.1
 EVERY = round(1 / VALIDATION_SHARE)  # of ten documents or more, the last of each ten is for validation
 CHUNK = 1 << 20  # bytes that are read at once
-COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # encodings in which a zero byte means that the file is no text
 _NO_ZERO = ("utf-8", "utf8", "utf-8-sig", "latin-1", "cp1252")
+
+
+def _open_zst(path: Path, mode: str) -> Any:
+    """A file that is packed by zstd, which is in Python itself from 3.14 on."""
+    try:
+        module = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    except ImportError:
+        raise UserError(f"{path}: needs the Python package 'backports.zstd': pip install backports.zstd") from None
+    return module.open(path, mode)
+
+
+COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
 
 
 @dataclass(frozen=True)
@@ -59,9 +71,13 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: is a folder, not a text file") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: cut short or damaged ({error})") from None
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:  # each packing has its own errors
+        if path.suffix in COMPRESSED and getattr(error, "errno", None) is None:
+            raise UserError(f"{path}: cut short or damaged ({error})") from None
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 

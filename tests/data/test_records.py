@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib
 import json
 import lzma
 import os
@@ -17,6 +18,8 @@ from mini_transformer.errors import UserError
 from tests.conftest import FABLES, ROOT
 
 datasets = pytest.importorskip("datasets")
+zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open}
 Call = Callable[..., tuple[int, str, str]]
 TEXTS = ["Un cœur\nsimple", 'Deux, "trois"\n\n\n\nquatre', "x" * 600_000 + " fin"]
 
@@ -30,7 +33,8 @@ def lines(texts: list[object], field: str = "text") -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.xz"]
+    "name",
+    ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.xz", "a.jsonl.zst"],
 )
 def test_records_are_documents(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -43,7 +47,7 @@ def test_records_are_documents(tmp_path: Path, name: str) -> None:
         made.to_csv(str(path), index=False, sep="\t" if name.endswith("tsv") else ",")
     else:
         content = json.dumps(made.to_list()) if name == "a.json" else lines(made["text"][:])
-        opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
+        opener = OPEN.get(path.suffix, open)
         with opener(path, "wt", encoding="utf-8") as file:
             file.write(content)
     found = read(path)
@@ -61,11 +65,10 @@ def test_a_folder_of_records_and_another_field(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
 def test_packed_plain_text(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.txt.{suffix}"
-    opener = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[suffix]
-    with opener(path, "wb") as file:
+    with OPEN[path.suffix](path, "wb") as file:
         file.write(FABLES.read_bytes())
     assert read(path) == read(tmp_path) == read(FABLES)
     path.write_bytes(path.read_bytes()[:-100])
@@ -141,6 +144,8 @@ def damage_parquet(path: Path) -> None:
     [
         ("a.parquet", damage_parquet, "cut short, damaged or not this format (Parquet magic bytes not found"),
         ("a.jsonl.gz", lambda p: p.write_bytes(gzip.compress(os.urandom(999))[:200]), "cut short or damaged ("),
+        ("a.jsonl.zst", lambda p: p.write_bytes(zstd.compress(os.urandom(999))[:200]), "cut short or damaged ("),
+        ("a.txt.zst", lambda p: p.write_text("plain"), "cut short or damaged (Unable to decompress"),
         ("a.jsonl", lambda p: p.write_text('{"text": "un"}\n{"text": deux}\n'), "not this format (JSON parse error"),
         ("a.jsonl", lambda p: p.write_bytes(os.urandom(3000)), "not this format ("),
         ("a.csv", lambda p: p.write_bytes(b"text\n\xff\xfe\n"), "not this format ("),
