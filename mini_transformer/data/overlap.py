@@ -1,10 +1,11 @@
 """Text that stands in two places: runs of eight words that two texts share.
 
-Words are runs of French letters in lower case, so that « l'un » is two.
+Words are runs of letters in lower case, so that « l'un » is two.
 """
 
+import functools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,14 +14,12 @@ from numpy.typing import NDArray
 
 from mini_transformer.data.words import RUN, words
 
-LETTERS = "abcdefghijklmnopqrstuvwxyzàâçéèêëîïôùûüœ"
 MOST = 1 << 21  # runs that are remembered of the validation text; of more, an even sample
 LOOK = 1 << 30  # characters of each training text that are looked through
+GROUP = 1 << 18  # characters that are hashed together
+BORDER = "\ud800"  # between texts: no text holds half of a surrogate pair
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-_IS_LETTER = np.zeros(0x110000, dtype=bool)
-_IS_LETTER[[ord(letter) for letter in LETTERS]] = True
 # the hash of a word is the sum of a number for each letter times a number for each place
-_LETTER = np.random.default_rng(8).integers(0, 1 << 63, 512, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _PLACE = np.random.default_rng(9).integers(0, 1 << 63, 64, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _SHIFT = np.uint64(40)  # the 24 bits that are left say at once that most runs are not among those remembered
 
@@ -40,23 +39,49 @@ def _mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-def run_hashes(text: str) -> Hashes:
-    """A hash of each run of eight words of a text, in order; computed for all letters at once."""
-    plain = unicodedata.normalize("NFC", text).lower()
-    points = np.frombuffer(plain.encode("utf-32-le"), dtype=np.uint32)
-    letter = _IS_LETTER[points]
+@functools.cache
+def _is_letter() -> NDArray[np.bool]:
+    """Of each code point: whether words are made of it; the same letters as those of `words`."""
+    return np.array([c.isalnum() and not c.isdecimal() for c in map(chr, range(0x110000))])
+
+
+@functools.cache
+def _letter_hash() -> Hashes:
+    """Of each code point: an odd number."""
+    return np.random.default_rng(8).integers(0, 1 << 63, 0x110000, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def run_hashes(texts: Sequence[str]) -> Hashes:
+    """A hash of each run of eight words of some texts, in order; computed for all letters at once."""
+    plain = unicodedata.normalize("NFC", BORDER.join(texts)).lower()
+    points = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    letter = _is_letter()[points]
     edges = np.flatnonzero(np.diff(letter, prepend=False, append=False))
     starts, ends = edges[::2], edges[1::2]
     if len(starts) < RUN:
         return np.empty(0, dtype=np.uint64)
     first = np.cumsum(ends - starts) - (ends - starts)
     places = np.arange(first[-1] + ends[-1] - starts[-1]) - np.repeat(first, ends - starts)
-    word_hashes = np.add.reduceat(_LETTER[points[letter]] * _PLACE[places % len(_PLACE)], first)
+    word_hashes = np.add.reduceat(_letter_hash()[points[letter]] * _PLACE[places % len(_PLACE)], first)
     count = len(word_hashes) - RUN + 1
     hashes = np.zeros(count, dtype=np.uint64)
     for i in range(RUN):
         hashes = _mixed(hashes * _FACTOR + word_hashes[i : i + count] + np.uint64(i))
-    return hashes
+    text = np.searchsorted(np.flatnonzero(points == ord(BORDER)), starts)  # of each word
+    return hashes[text[:count] == text[RUN - 1 :]]
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Many short texts at a time, or few long ones."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    yield group
 
 
 @dataclass(frozen=True)
@@ -67,6 +92,8 @@ class Overlap:
     runs: int
 
     def __str__(self) -> str:
+        if not self.runs:
+            return f"not measured: the validation text has no run of {RUN} words"
         return (
             f"{self.share:.1%} of the validation text's runs of {RUN} words stand in the training text, too "
             f"({self.shared:,} of {self.runs:,})"
@@ -94,20 +121,22 @@ def overlap(validation: Iterable[str], training: Iterable[str], most: int = MOST
     """
     known, mask = np.empty(0, dtype=np.uint64), np.uint64(0)  # a hash is in the sample if it has no bit of the mask
     fresh: list[Hashes] = []
-    for text in chain(validation, [None]):
-        if text is not None:
-            new = run_hashes(text)
+    count = 0  # of those
+    for group in chain(_groups(validation), [None]):
+        if group is not None:
+            new = run_hashes(group)
             fresh.append(new[new & mask == 0])
-        if text is None or sum(map(len, fresh)) > most:
-            known, fresh = np.unique(np.concatenate([known, *fresh])), []
+            count += len(fresh[-1])
+        if group is None or count > most:
+            known, fresh, count = np.unique(np.concatenate([known, *fresh])), [], 0
             while len(known) > most:
                 mask = mask << np.uint64(1) | np.uint64(1)
                 known = known[known & mask == 0]
     found = np.zeros(len(known), dtype=bool)
     likely = np.zeros(1 << 24, dtype=bool)
     likely[known >> _SHIFT] = True
-    for text in training if len(known) else ():
-        new = run_hashes(text)
+    for group in _groups(training if len(known) else ()):
+        new = run_hashes(group)
         new = new[likely[new >> _SHIFT]]
         places = np.minimum(np.searchsorted(known, new), len(known) - 1)
         found[places[known[places] == new]] = True

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 
 RUN = 8  # words: shorter runs coincide by chance, longer ones are a quotation
-_WORD = re.compile(r"[a-zàâçéèêëîïôùûüœ]+")
+_WORD = re.compile(r"[^\W\d_]+")  # letters of any script
 
 
 def words(text: str) -> list[str]:

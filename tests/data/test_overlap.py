@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_transformer.data.overlap import overlap, run_hashes, runs
-from mini_transformer.data.words import RUN
+from mini_transformer.data.words import RUN, words
 from tests.conftest import FABLES, TINY
 
-WORDS = st.lists(st.sampled_from(["le", "loup", "l", "cœur", "été", "a", "aa", "b"]), max_size=40)
+WORDS = st.lists(st.sampled_from(["le", "loup", "l", "cœur", "été", "a", "aa", "лиса", "mañana"]), max_size=40)
 TEXT = FABLES.read_text(encoding="utf-8")
 
 
@@ -17,7 +17,7 @@ TEXT = FABLES.read_text(encoding="utf-8")
 @given(WORDS, st.sampled_from([" ", "'", ", ", " 3 ", "\n"]))
 def test_hashes_stand_for_runs(words: list[str], gap: str) -> None:
     text = gap.join(words).title()
-    found = run_hashes(text).tolist()
+    found = run_hashes([text]).tolist()
     plain = list(runs(text))
     assert len(found) == len(plain) == max(0, len(words) - RUN + 1)
     assert len(set(found)) == len(set(plain))
@@ -25,7 +25,18 @@ def test_hashes_stand_for_runs(words: list[str], gap: str) -> None:
 
 
 def test_no_two_runs_of_a_real_text_have_one_hash() -> None:
-    assert len(set(run_hashes(TEXT).tolist())) == len(set(runs(TEXT)))
+    assert len(set(run_hashes([TEXT]).tolist())) == len(set(runs(TEXT)))
+
+
+def test_every_letter_counts_for_both() -> None:
+    letters = [c for c in map(chr, range(0x30000)) if words(c) == [c]]
+    assert len(letters) > 100_000
+    text = " ".join(c * 2 + "x" for c in letters)
+    assert len(run_hashes([text])) == len(list(runs(text))) == len(letters) - RUN + 1
+
+
+def test_without_words_nothing_is_claimed() -> None:
+    assert str(overlap(["1 2 3"], ["1 2 3"])) == "not measured: the validation text has no run of 8 words"
 
 
 @settings(deadline=None)
