@@ -26,6 +26,7 @@ from mini_transformer.data.cache import Cache
 from mini_transformer.data.documents import split_documents
 from mini_transformer.data.shards import make_shards, read_shards
 from mini_transformer.data.sources import Reading, read_text, stream_source
+from mini_transformer.data.stored import Sources
 from mini_transformer.text.make import write_tokenizer
 from mini_transformer.text.tokenizer import BYTE_SYMBOLS, END, Tokenizer, byte_level
 
@@ -54,9 +55,9 @@ def row(name: str, value: str, wanted: str) -> None:
 def sharded(path: Path, tokenizer: Tokenizer, folder: Path) -> None:
     """Tokenise a text into a new cache."""
     shutil.rmtree(folder, ignore_errors=True)
-    pieces = stream_source(path, Reading())
+    sources = Sources([path], Reading(), Cache(folder))
     with contextlib.redirect_stdout(io.StringIO()):
-        make_shards("bench", Cache(folder), pieces, tokenizer, {}, path.name, None, lambda: None)
+        make_shards("bench", sources, sources.stream(), tokenizer, {})
 
 
 def characters(documents: list[str], megabytes: float, repeats: int) -> None:
@@ -112,7 +113,7 @@ def feeding(work: Path, tokens: int, repeats: int) -> None:
     """Batches from shards."""
     shards = read_shards(work / "shards" / "bench")
     assert shards is not None
-    feed = Prefetched(TrainingStream(shards.documents, 0, 1))
+    feed = Prefetched(TrainingStream(shards.part.tokens, 0, 1))
     count = tokens // (32 * 512)
 
     def feed_all() -> None:

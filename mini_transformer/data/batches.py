@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mini_transformer.data.tokens import DocumentStream, TokenDocuments
+from mini_transformer.errors import UserError
 from mini_transformer.text.tokenizer import Tokens
 
 Batch = tuple[Tensor, Tensor]
@@ -83,12 +84,13 @@ class TrainingStream:
 class Mixture:
     """Rows of several streams in fixed shares, evenly interleaved; each stream goes through its own epochs.
 
+    An epoch of the mixture is as many tokens as all have. Raises `UserError` for a share that is too small to be had.
     Which stream a row comes from, and which row of that stream it is, follow from the row's number alone.
     """
 
     def __init__(self, streams: Sequence[TrainingStream], weights: Sequence[float]) -> None:
         self.streams = streams
-        self.epoch_tokens = min(stream.epoch_tokens for stream in streams)
+        self.epoch_tokens = sum(stream.epoch_tokens for stream in streams)
         shares = np.array(weights) / sum(weights)
         given = np.zeros(len(shares))
         self._plan = []  # of each row of a cycle: the stream
@@ -99,6 +101,11 @@ class Mixture:
         marks = np.eye(len(shares), dtype=np.int64)[self._plan]
         self._before = np.cumsum(marks, axis=0) - marks  # rows of each stream before each row of a cycle
         self._per_cycle = marks.sum(axis=0)
+        if not self._per_cycle.all():
+            raise UserError(
+                f"a source has too small a weight: less than one row in {CYCLE:,} of the batches; "
+                "give it more, or leave it out"
+            )
 
     def place(self, row: int) -> tuple[int, int]:
         """The stream of a row, and which row of that stream it is."""

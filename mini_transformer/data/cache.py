@@ -5,8 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,41 +51,37 @@ class Cache:
                 f"--cache-dir: {self.folder} cannot be written ({error.strerror or error}); name another place"
             ) from None
 
-    def content(self, files: Iterable[Path]) -> str:
+    def content(self, files: Iterable[Path], remember: bool) -> str:
         """A hash of the content of some files. A file that looks untouched since it was last read is not read again."""
         index = self.folder / "files.json"
-        try:
-            known: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
+        known = _read_json(index) or {}
         hashes, changed = [], False
         for file in files:
             name, stamp = str(file.absolute()), self.stamp(file)
-            if known.get(name, [None])[:3] != stamp:
-                known[name] = [*stamp, _hash_file(file)]
-                # within the same tick of the clock it may change once more without another stamp
-                settled = time.time() - stamp[1] / 1e9 > SETTLED
-                changed = changed or settled
-                if not settled:
-                    hashes.append(known.pop(name)[3])
-                    continue
-            hashes.append(known[name][3])
-        if changed:
-            with self.writing():
-                write_json(index, known)
+            match known.get(name):
+                case [*last, str(content)] if last == stamp:
+                    hashes.append(content)
+                case _:
+                    hashes.append(_hash_file(file))
+                    # within the same tick of the clock it may change once more without another stamp
+                    if time.time() - stamp[1] / 1e9 > SETTLED:
+                        known[name], changed = [*stamp, hashes[-1]], True
+        if changed and remember:
+            with suppress(UserError), self.writing(), locked(self.folder / "files.lock"):
+                # where it cannot be kept, it is read again next time
+                write_json(index, (_read_json(index) or {}) | known)
         return digest(hashes)
 
-    def find(self, kind: str, key: str) -> Any:
-        """The small value, of those that JSON can hold, that was kept under a name; None if there is none."""
-        try:
-            return json.loads((self.folder / kind / f"{key[:32]}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+    def find(self, kind: str, key: str, types: Mapping[str, type]) -> dict[str, Any] | None:
+        """Some facts that were kept under a name, of these names and types; None if there are none."""
+        found = _read_json(self.folder / kind / f"{key[:32]}.json")
+        return found if found and {name: type(fact) for name, fact in found.items()} == types else None
 
-    def keep(self, kind: str, key: str, value: Any) -> Any:
-        """Keep a small value for `find`, and give it back."""
+    def keep(self, kind: str, key: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Keep some facts for `find`, and give them back."""
         with self.writing():
             (self.folder / kind).mkdir(exist_ok=True)
+        with self.writing(), locked(self.folder / kind / f"{key[:32]}.lock"):
             write_json(self.folder / kind / f"{key[:32]}.json", value)
         return value
 
@@ -99,6 +95,15 @@ class Cache:
         return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of the cache holds; None if it is not there, or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _hash_file(path: Path) -> str:
     try:
         with open(path, "rb") as file:
@@ -108,8 +113,8 @@ def _hash_file(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time in, where the system can; the others wait."""
+def locked(path: Path, work: str = "") -> Iterator[None]:
+    """Let one process at a time in, where the system can; the others wait, and say so if it is for long `work`."""
     try:
         import fcntl
     except ImportError:  # Windows: two that make the same thing at once both make it
@@ -119,6 +124,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print(f"Waiting for another process that works on {path.stem}", file=sys.stderr, flush=True)
+            if work:
+                print(f"Waiting for another process that {work}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

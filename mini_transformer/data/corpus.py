@@ -1,39 +1,54 @@
 """The text of one body of sources: what is learnt, what is held out, and their tokens. Here: a text in memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mini_transformer.data.documents import cut_document
 from mini_transformer.data.sources import EVERY, Document, split_validation
-from mini_transformer.data.tokens import TokenDocuments
+from mini_transformer.data.tokens import Integers, TokenDocuments
 from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
 HoldOut = Literal["none", "tenth", "all"]
-TITLE = 100  # tokens that are looked at for the first line of a document
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some documents as tokens, and what is known of the text of each."""
+
+    tokens: TokenDocuments
+    lengths: Integers  # characters
+    hashes: Integers
+
+    @property
+    def characters(self) -> int:
+        """Of all documents; a border is three line feeds."""
+        return int(self.lengths.sum()) + 3 * len(self.lengths)
+
+    def take(self, chosen: NDArray[np.bool]) -> "Part":
+        """The documents that are marked."""
+        return Part(self.tokens.take(chosen), self.lengths[chosen], self.hashes[chosen])
 
 
 @dataclass(frozen=True)
 class Encoded:
     """The tokens of a corpus."""
 
-    train: TokenDocuments
-    validation: TokenDocuments
-    characters: tuple[int, int]  # of both
+    train: Part
+    validation: Part
     seen: list[int]  # ids that stand in the text to train on
 
 
 class Corpus(Protocol):
-    """One body of text."""
+    """One body of text. `digest` and `held_digest` stand for the text to train on and the text that is held out."""
 
-    paths: Sequence[Path]
-    digest: str  # of the text to train on
-    held_digest: str  # of the text that is held out
+    digest: str
+    held_digest: str
 
     def texts(self) -> Iterator[str]:
         """The text to train on, in pieces."""
@@ -41,20 +56,17 @@ class Corpus(Protocol):
     def encode(self, tokenizer: Tokenizer) -> Encoded:
         """The tokens of all of it."""
 
-    def held(self, tokenizer: Tokenizer, tokens: TokenDocuments, most: int | None = None) -> Iterator[Document]:
-        """The documents that are held out, or the first `most` tokens of each; `tokens` is `Encoded.validation`."""
+    def held(self, tokenizer: Tokenizer, validation: Part) -> Iterator[str]:
+        """The text that is held out, in pieces. `validation` is that of `Encoded`."""
 
-
-def characters_of(lengths: Iterable[int]) -> int:
-    """The characters of a text of documents so long: a border is three line feeds."""
-    return sum(length + 3 for length in lengths)
+    def titles(self, tokenizer: Tokenizer, validation: Part) -> list[Document]:
+        """The first line of each document that is held out."""
 
 
 class SmallCorpus:
     """A corpus in memory."""
 
-    def __init__(self, paths: Sequence[Path], documents: Sequence[Document], hold_out: HoldOut) -> None:
-        self.paths = paths
+    def __init__(self, content: str, documents: Sequence[Document], hold_out: HoldOut) -> None:
         texts = [document.text for document in documents]
         if hold_out == "tenth":
             split = split_validation(texts)
@@ -66,7 +78,7 @@ class SmallCorpus:
         tenths = origins[EVERY - 1 :: EVERY]
         held = len(self.validation)
         self._origins = tenths if held == len(tenths) else origins[len(origins) - held :]
-        self.digest, self.held_digest = _digest(self.train), _digest(self.validation)
+        self.digest, self.held_digest = digests(content, hold_out)
 
     def texts(self) -> Iterator[str]:
         """See `Corpus`."""
@@ -75,19 +87,23 @@ class SmallCorpus:
     def encode(self, tokenizer: Tokenizer) -> Encoded:
         """See `Corpus`."""
         train, validation = (_encode(tokenizer, documents) for documents in (self.train, self.validation))
-        characters = characters_of(map(len, self.train)), characters_of(map(len, self.validation))
-        return Encoded(train, validation, characters, tokens_in(train, tokenizer.vocab_size))
+        return Encoded(train, validation, tokens_in(train.tokens, tokenizer.vocab_size))
 
-    def held(self, tokenizer: Tokenizer, tokens: TokenDocuments, most: int | None = None) -> Iterator[Document]:
+    def held(self, tokenizer: Tokenizer, validation: Part) -> Iterator[str]:
         """See `Corpus`."""
-        return map(Document, self.validation, self._origins)
+        return iter(self.validation)
+
+    def titles(self, tokenizer: Tokenizer, validation: Part) -> list[Document]:
+        """See `Corpus`."""
+        return [Document(first_line(text), origin) for text, origin in zip(self.validation, self._origins, strict=True)]
 
 
-def _digest(documents: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(documents).encode("utf-8")).hexdigest()
+def digests(content: str, hold_out: HoldOut) -> tuple[str, str]:
+    """`digest` and `held_digest` of a corpus with this content, the same in memory as in the cache."""
+    return f"{content} less {hold_out}", f"{hold_out} of {content}"
 
 
-def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> TokenDocuments:
+def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> Part:
     pieces = [piece for document in documents for piece in cut_document(document, "")]
     tokens = tokenizer.encode_batch([piece.text for piece in pieces])
     lengths, length = [], 0
@@ -97,7 +113,21 @@ def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> TokenDocuments:
             lengths.append(length)
             length = 0
     buffer: Tokens = np.concatenate([np.empty(0, dtype=tokenizer.dtype), *tokens])
-    return TokenDocuments.of(buffer, np.array(lengths, dtype=np.int64))
+    return Part(
+        TokenDocuments.of(buffer, np.array(lengths, dtype=np.int64)),
+        np.array([len(document) for document in documents], dtype=np.int64),
+        np.array([hash_number(text_hash(document.encode())) for document in documents], dtype=np.int64),
+    )
+
+
+def text_hash(content: bytes = b"") -> hashlib.blake2b:
+    """The state of the hash by which a document is known; `update` takes more of its text."""
+    return hashlib.blake2b(content, digest_size=8)
+
+
+def hash_number(state: hashlib.blake2b) -> int:
+    """The hash as a signed number of 64 bits."""
+    return int.from_bytes(state.digest(), "little", signed=True)
 
 
 def tokens_in(documents: TokenDocuments, vocab_size: int) -> list[int]:

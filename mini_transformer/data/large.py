@@ -1,56 +1,44 @@
 """A text that is too big for memory: streamed, and tokenised into the cache."""
 
+import codecs
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mini_transformer.data import cache, shards
-from mini_transformer.data.cache import Cache
-from mini_transformer.data.corpus import Encoded, HoldOut, tokens_in
+from mini_transformer.data import shards
+from mini_transformer.data.cache import digest
+from mini_transformer.data.corpus import Encoded, HoldOut, Part, digests, first_line, tokens_in
 from mini_transformer.data.documents import Piece
-from mini_transformer.data.records import Unreachable, hub_revision, is_hub, is_remote
-from mini_transformer.data.sources import (
-    EVERY,
-    VALIDATION_SHARE,
-    Document,
-    Reading,
-    is_packed,
-    stored_files,
-    stream_source,
-)
-from mini_transformer.data.tokens import TokenDocuments
-from mini_transformer.errors import UserError
+from mini_transformer.data.sources import EVERY, VALIDATION_SHARE, Document
+from mini_transformer.data.stored import Sources
 from mini_transformer.text.tokenizer import Tokenizer
+
+TITLE = 100  # tokens that are looked at for the first line of a document
+DECODE = 1 << 18  # tokens that are decoded at once
 
 
 class LargeCorpus:
     """A corpus that is streamed, and tokenised into the cache."""
 
-    def __init__(self, path: Path, reading: Reading, store: Cache, hold_out: HoldOut) -> None:
-        self.paths: Sequence[Path] = (path,)
-        self.reading, self.cache, self.hold_out = reading, store, hold_out
-        self._files = stored_files(path)
-        self._stamps = [Cache.stamp(file) for file in self._files]
-        self.content = _revision(path, store) if is_remote(path) else store.content(self._files)
-        if is_hub(path):
-            self.content = cache.digest(self.content, str(path))
+    def __init__(self, sources: Sources, hold_out: HoldOut) -> None:
+        self.sources, self.hold_out = sources, hold_out
+        self.cache = sources.store
+        self.content = sources.content(remember=True)
         self._keep = self._characters_to_keep() if hold_out == "tenth" else None
-        self.digest = cache.digest(self.content, reading.encoding, reading.text_field, hold_out)
-        self.held_digest = cache.digest(self.digest, "held out")
+        self.digest, self.held_digest = digests(self.content, hold_out)
 
     def _characters_to_keep(self) -> int | None:
         """Of fewer than ten documents, how many characters are for training; else None."""
-        key = cache.digest("keep", self.content, self.reading.encoding, self.reading.text_field)
-        size = self.cache.find("splits", key) or self.cache.keep("splits", key, self._beginning())
+        key, kinds = digest("keep", self.content), {"documents": int, "characters": int}
+        size = self.cache.find("splits", key, kinds) or self.cache.keep("splits", key, self._beginning())
         return None if size["documents"] == EVERY else round(size["characters"] * (1 - VALIDATION_SHARE))
 
     def _beginning(self) -> dict[str, int]:
         """The size of the first ten documents, or of all if they are fewer."""
         documents = characters = 0
-        for piece in stream_source(self.paths[0], self.reading):
+        for piece in self.sources.stream():
             documents, characters = documents + piece.last, characters + len(piece.text)
             if documents == EVERY:
                 break
@@ -59,7 +47,7 @@ class LargeCorpus:
     def _pieces(self) -> Iterator[Piece]:
         """All pieces, a border where the text that is held out begins."""
         keep = self._keep
-        for piece in stream_source(self.paths[0], self.reading):
+        for piece in self.sources.stream():
             if keep is not None and 0 < keep <= len(piece.text):
                 yield Piece(piece.text[:keep], True, piece.origin)
                 piece, keep = piece._replace(text=piece.text[keep:]), 0
@@ -82,7 +70,7 @@ class LargeCorpus:
         if self.hold_out == "all":
             return
         document, keep = 0, self._keep
-        for piece in stream_source(self.paths[0], self.reading):
+        for piece in self.sources.stream():
             if keep is not None:
                 if keep > 0:
                     yield piece.text[:keep]
@@ -93,56 +81,38 @@ class LargeCorpus:
 
     def encode(self, tokenizer: Tokenizer) -> Encoded:
         """See `Corpus`."""
-        name = cache.digest(
-            shards.FORMAT, self.content, self.reading.encoding, self.reading.text_field, self._keep, tokenizer.digest
-        )[:32]
-        title, facts = str(self.paths[0]), {"content": self.content, "tokenizer": tokenizer.digest}
+        key = (shards.FORMAT, self.content, self.sources.reading.max_unreadable, self._keep, tokenizer.digest)
+        name = digest(*key)[:32]
         found = shards.read_shards(self.cache.folder / "shards" / name)
         if found is None:
-            size = sum(stamp[0] for stamp in self._stamps) if not is_packed(self.paths[0]) else None
-            found = shards.make_shards(
-                name, self.cache, self._pieces(), tokenizer, facts, title, size, self._check_unchanged
-            )
+            facts = {"content": self.content, "tokenizer": tokenizer.digest}
+            found = shards.make_shards(name, self.sources, self._pieces(), tokenizer, facts)
         else:
-            print(
-                f"{title}: {len(found.documents.buffers[0]):,} tokens from the cache, nothing has changed", flush=True
-            )
-        count = len(found.documents)
+            tokens = len(found.part.tokens.buffers[0])
+            print(f"{self.sources}: {tokens:,} tokens from the cache, nothing has changed", flush=True)
         first_held = None
         if self._keep is not None:
-            first_held = int(np.searchsorted(np.cumsum(found.characters), self._keep)) + 1
-        held = self._held(count, first_held)
-        lengths = found.characters + 3
-        train, validation = found.documents.take(~held), found.documents.take(held)
+            first_held = int(np.searchsorted(np.cumsum(found.part.lengths), self._keep)) + 1
+        held = self._held(len(found.part.lengths), first_held)
+        train, validation = found.part.take(~held), found.part.take(held)
         if first_held is not None:
-            seen = tokens_in(train, tokenizer.vocab_size)
+            seen = tokens_in(train.tokens, tokenizer.vocab_size)
         else:
             seen = sorted({*found.seen[0], *(found.seen[1] if self.hold_out == "none" else ())})
         self._origins = [_origin(found.origins, int(i)) for i in np.flatnonzero(held)]
-        characters = int(lengths[~held].sum()), int(lengths[held].sum())
-        return Encoded(train, validation, characters, seen)
+        return Encoded(train, validation, seen)
 
-    def _check_unchanged(self) -> None:
-        for file, stamp in zip(self._files, self._stamps, strict=True):
-            if Cache.stamp(file) != stamp:
-                raise UserError(f"{file}: changed while it was read; start again when it is complete")
-
-    def held(self, tokenizer: Tokenizer, tokens: TokenDocuments, most: int | None = None) -> Iterator[Document]:
+    def held(self, tokenizer: Tokenizer, validation: Part) -> Iterator[str]:
         """See `Corpus`."""
-        for i in range(len(tokens)):
-            yield Document(tokenizer.decode(tokens[i][:most].tolist()), self._origins[i])
+        for document in validation.tokens:
+            decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+            for start in range(0, len(document), DECODE):
+                yield decoder.decode(tokenizer.decode_bytes(document[start : start + DECODE].tolist()))
 
-
-def _revision(path: Path, store: Cache) -> str:
-    """The revision of a dataset on the Hub; the one of last time where the Hub cannot be reached."""
-    key = cache.digest(str(path))
-    try:
-        return str(store.keep("hub", key, hub_revision(path)))
-    except Unreachable:
-        if (last := store.find("hub", key)) is None:
-            raise
-    print(f"{path}: the Hub cannot be reached; taking the text of last time", flush=True)
-    return str(last)
+    def titles(self, tokenizer: Tokenizer, validation: Part) -> list[Document]:
+        """See `Corpus`."""
+        texts = (tokenizer.decode(document[:TITLE].tolist()) for document in validation.tokens)
+        return [Document(first_line(text), origin) for text, origin in zip(texts, self._origins, strict=True)]
 
 
 def _origin(origins: Sequence[tuple[str, int]], document: int) -> str:

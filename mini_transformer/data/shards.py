@@ -1,16 +1,18 @@
 """Tokens on disk: a text is tokenised once, into a folder that is mapped into memory ever after.
 
-A finished folder holds `tokens.bin` (uint16 or uint32), `documents.bin` (two int64 a document: tokens, characters) and
-`manifest.json`. While it is made it is called `NAME.part` and holds `progress.json`, which says how much of the two
-files is good: a killed process goes on from there. It gets its name in one step, when all of it is on disk.
+A finished folder holds `tokens.bin` (uint16 or uint32), `documents.bin` (three int64 a document: tokens, characters,
+hash of the text) and `manifest.json`. While it is made it is called `NAME.part` and holds `progress.json`, which says
+how much of the two files is good: a killed process goes on from there. It gets its name in one step, when all of it is
+on disk.
 """
 
+import hashlib
 import json
 import mmap
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -21,17 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mini_transformer.data.cache import Cache, locked
+from mini_transformer.data.cache import locked
+from mini_transformer.data.corpus import Part, hash_number, text_hash
 from mini_transformer.data.documents import Piece
-from mini_transformer.data.sources import EVERY
+from mini_transformer.data.sources import EVERY, nothing_to_learn
+from mini_transformer.data.stored import Sources
 from mini_transformer.data.tokens import TokenDocuments
 from mini_transformer.errors import UserError
 from mini_transformer.files import write_json
-from mini_transformer.text.tokenizer import Tokenizer
+from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
-FORMAT = 1
+FORMAT = 2
 TOKENS, DOCUMENTS, MANIFEST, PROGRESS = "tokens.bin", "documents.bin", "manifest.json", "progress.json"
-BATCH = 1 << 22  # characters that are encoded together, on all cores, and then made safe
+BATCH = 1 << 21  # characters that are encoded together, on all cores, and then made safe
 
 
 @dataclass
@@ -53,8 +57,7 @@ class Progress:
 class Shards:
     """Tokenised documents in a folder."""
 
-    documents: TokenDocuments
-    characters: NDArray[np.int64]  # of each document
+    part: Part
     origins: list[tuple[str, int]]
     seen: list[list[int]]
 
@@ -63,53 +66,53 @@ def read_shards(folder: Path) -> Shards | None:
     """The shards of a folder; None if there are none that are whole."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes = [(folder / name).stat().st_size for name in (TOKENS, DOCUMENTS)]
-    except (OSError, ValueError):
+        dtype = np.dtype(manifest["dtype"])
+        with open(folder / TOKENS, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        tokens: Tokens = np.frombuffer(mapped, dtype=dtype)
+        table = (folder / DOCUMENTS).read_bytes()
+        if (manifest["format"], manifest["tokens"]) != (FORMAT, len(tokens)) or manifest["table"] != _hash(table):
+            return None
+        lengths, characters, hashes = np.frombuffer(table, dtype=np.int64).reshape(-1, 3).T
+        part = Part(TokenDocuments.of(tokens, lengths, [mapped]), characters, hashes)
+        return Shards(part, manifest["origins"], manifest["seen"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    dtype = np.dtype(manifest["dtype"])
-    if manifest["format"] != FORMAT or sizes != [manifest["tokens"] * dtype.itemsize, manifest["documents"] * 16]:
-        return None
-    table = np.fromfile(folder / DOCUMENTS, dtype=np.int64).reshape(-1, 2)
-    with open(folder / TOKENS, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    documents = TokenDocuments.of(np.frombuffer(mapped, dtype=dtype), table[:, 0], [mapped])
-    return Shards(documents, table[:, 1], manifest["origins"], manifest["seen"])
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def make_shards(
-    name: str,
-    cache: Cache,
-    pieces: Iterator[Piece],
-    tokenizer: Tokenizer,
-    facts: dict[str, Any],
-    title: str,
-    size: int | None,
-    check: Callable[[], None],
+    name: str, sources: Sources, pieces: Iterator[Piece], tokenizer: Tokenizer, facts: dict[str, Any]
 ) -> Shards:
-    """Tokenise pieces into the cache's folder `name`, or go on with what a killed process began there.
+    """Tokenise the pieces of sources into the cache's folder `name`, or go on with what a killed process began there.
 
-    `facts` go into the manifest; `size` is the number of bytes to come, for the progress bar; `check` is called
-    at the end and raises if what was read is no longer what it was. Raises `UserError` if
-    the pieces cannot be read or the disk is full; nothing is left of them then.
+    `facts` go into the manifest. Raises `UserError` if the pieces cannot be read, the sources change meanwhile or the
+    disk is full; nothing is left of them then.
     """
+    cache = sources.store
     place = cache.folder / "shards"
     folder, part = place / name, place / f"{name}.part"
     with cache.writing():
         place.mkdir(parents=True, exist_ok=True)
-    with locked(place / f"{name}.lock"):
+    with locked(place / f"{name}.lock", f"tokenises {sources}"):
         if (made := read_shards(folder)) is not None:
             return made
         try:
             with cache.writing():
                 shutil.rmtree(folder, ignore_errors=True)
                 part.mkdir(exist_ok=True)
-                progress = _write(part, pieces, tokenizer, title, size)
-                check()
+                progress = _write(part, pieces, tokenizer, str(sources), sources.text_size)
+                sources.check_unchanged()
                 if not progress.documents:
-                    raise UserError(f"{title}: empty: there is no text to learn from")
-                write_json(part / MANIFEST, {"format": FORMAT, **facts, **_summary(progress, tokenizer)})
-                (part / PROGRESS).unlink()
+                    raise nothing_to_learn(sources.paths)
+                table = _hash((part / DOCUMENTS).read_bytes())
+                manifest = {"format": FORMAT, **facts, **_summary(progress, tokenizer), "table": table}
+                write_json(part / MANIFEST, manifest)
                 part.rename(folder)
+                (folder / PROGRESS).unlink()
         except UserError:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -149,13 +152,20 @@ def _write(part: Path, pieces: Iterator[Piece], tokenizer: Tokenizer, title: str
         bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, desc=title, disable=not terminal))
         if not terminal:
             print(f"{title}: tokenising{f', {size:,} bytes' if size else ''}", flush=True)
+        text = text_hash()  # of the document that is not complete
         for piece in islice(pieces, progress.pieces):  # done before; the tokens of these are there
-            bar.update(len(piece.text.encode("utf-8")))
+            content = piece.text.encode()
+            bar.update(len(content))
+            text = text_hash() if piece.last else text
+            if not piece.last:
+                text.update(content)
         for batch in _batches(pieces):
             for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
                 if not progress.origins or progress.origins[-1][0] != piece.origin:
                     progress.origins.append((piece.origin, progress.documents))
                 seen[int(progress.documents % EVERY == EVERY - 1)][ids] = True
+                content = piece.text.encode()
+                text.update(content)
                 tokens_file.write(ids.tobytes())
                 progress.pieces += 1
                 progress.tokens += len(ids)
@@ -163,11 +173,12 @@ def _write(part: Path, pieces: Iterator[Piece], tokenizer: Tokenizer, title: str
                 progress.open_tokens += len(ids)
                 progress.open_characters += len(piece.text)
                 if piece.last:
-                    record = np.array([progress.open_tokens, progress.open_characters], dtype=np.int64)
-                    documents_file.write(record.tobytes())
+                    record = [progress.open_tokens, progress.open_characters, hash_number(text)]
+                    documents_file.write(np.array(record, dtype=np.int64).tobytes())
+                    text = text_hash()
                     progress.documents += 1
                     progress.open_tokens = progress.open_characters = 0
-                bar.update(len(piece.text.encode("utf-8")))
+                bar.update(len(content))
             _commit(part, progress, seen, tokens_file, documents_file)
     return progress
 
@@ -188,7 +199,7 @@ def _resume(part: Path, tokenizer: Tokenizer) -> Progress:
         progress.origins = [(name, first) for name, first in progress.origins]
         for name, size in (
             (TOKENS, progress.tokens * np.dtype(tokenizer.dtype).itemsize),
-            (DOCUMENTS, progress.documents * 16),
+            (DOCUMENTS, progress.documents * 24),
         ):
             if (part / name).stat().st_size < size:
                 raise ValueError(name)

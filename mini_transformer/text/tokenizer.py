@@ -193,7 +193,11 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that make no character become U+FFFD."""
-        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of token ids."""
+        return b"".join(self._bytes[i] for i in ids)
 
     def decode_stream(self, ids: Iterable[int], border: str) -> Iterator[str]:
         """The text of token ids as they come, in pieces of whole characters; `border` stands for the end token."""

@@ -43,6 +43,7 @@ FREE = (
     "encoding",
     "tokenizer",
     "cache_dir",
+    "in_memory",
     "text_field",
     "max_unreadable",
 )

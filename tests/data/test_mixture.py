@@ -59,3 +59,21 @@ def test_replay_brings_back_the_first_text(texts: tuple[Path, Path]) -> None:
 
 def test_replay_needs_two_phases(call: Call) -> None:
     assert call("train", "--data", FABLES, "--replay", 0.2)[2].startswith("train: --replay: goes with --pretrain-data")
+
+
+def test_a_small_source_may_be_shorter_than_a_block(tmp_path: Path, texts: tuple[Path, Path], call: Call) -> None:
+    (tmp_path / "c.txt").write_text("un mot", encoding="utf-8")
+    flags = ["--val-data", texts[1], "--block-size", 64]
+    code, out, _ = call("prepare", "--data", f"{texts[0]}:0.9", "--data", f"{tmp_path / 'c.txt'}:0.1", *flags)
+    assert code == 0
+    assert "8,069 characters, 8,027 tokens, 21 documents" in out
+    material = read_material(
+        train_config([str(w) for w in ("--data", f"{texts[0]}:0.9", f"{tmp_path / 'c.txt'}:0.1", *flags)])
+    )
+    assert material.block_size == 64
+
+
+def test_a_weight_that_gives_nothing_is_refused(texts: tuple[Path, Path], call: Call) -> None:
+    code, _, err = call("prepare", "--data", f"{texts[0]}:5000", "--data", f"{texts[1]}:1")
+    assert code == 2
+    assert err.startswith("prepare: a source has too small a weight: less than one row in 1,000 of the batches;")

@@ -17,6 +17,11 @@ import torch
 
 from mini_transformer.config import OptimConfig, Phase, RunConfig, TextConfig, TrainConfig
 from mini_transformer.data.cache import Cache
+from mini_transformer.data.load import load_corpus
+from mini_transformer.data.sources import Reading
+from mini_transformer.data.stored import Sources
+from mini_transformer.errors import UserError
+from mini_transformer.text.tokenizer import Tokenizer
 from mini_transformer.training.phases import Material, read_material
 from tests.conftest import FABLES, ROOT, TINY, spawn
 
@@ -57,6 +62,81 @@ def test_the_cache_changes_nothing(tmp_path: Path, tokenizer: str, documents: in
             assert torch.equal(one, other)
 
 
+def test_of_several_sources_too(tmp_path: Path, call: Call) -> None:
+    parts = TEXT.split("\n\n\n")
+    for name, some in (("a", parts[:93]), ("b", parts[93:107]), ("c", parts[107:])):
+        (tmp_path / f"{name}.txt").write_text("\n\n\n".join(some), encoding="utf-8")
+    paths = [tmp_path / f"{name}.txt" for name in "abc"]
+    whole, (small, large, mixed) = material(tmp_path, 10**9), (material(tmp_path, n, *paths) for n in (10**9, 0, 10**5))
+    for one in (small, large, mixed):
+        assert one.validation.read(0, 10**9).tolist() == whole.validation.read(0, 10**9).tolist()
+        assert torch.equal(one.phases[0].stream.batch(3, 4, 64)[0], whole.phases[0].stream.batch(3, 4, 64)[0])
+        assert one.validation_titles == small.validation_titles
+        assert (one.phases[0].digest, one.validation_digest) == (small.phases[0].digest, small.validation_digest)
+    assert [title.origin for title in small.validation_titles] == ["a.txt"] * 9 + ["b.txt"] + ["c.txt"] * 6
+    # so a run may go on with more memory or less
+    flags = [
+        "--data",
+        *paths,
+        *TINY,
+        "--max-iters",
+        1,
+        "--out-dir",
+        tmp_path / "out",
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    assert call("train", *flags)[0] == 0
+    assert "this run is finished" in call("train", *flags, "--in-memory", 0)[1]
+
+
+def test_the_same_bytes_in_another_format_are_another_text(tmp_path: Path, call: Call) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("".join(json.dumps({"text": part}) + "\n" for part in TEXT.split("\n\n\n")), encoding="utf-8")
+    flags = ["--in-memory", 0, "--cache-dir", tmp_path / "cache", "--val-data", FABLES, "--data"]
+    assert ", 1 documents" in call("prepare", *flags, text)[1]
+    assert ", 162 documents" in call("prepare", *flags, text.rename(tmp_path / "a.jsonl"))[1]
+
+
+def test_files_that_come_while_a_folder_is_read_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("un")
+    sources = Sources([tmp_path / "texts"], Reading(), Cache(tmp_path / "cache"))
+    sources.check_unchanged()
+    (tmp_path / "texts" / "b.txt").write_text("deux")
+    with pytest.raises(UserError, match="texts: files came or went while it was read"):
+        sources.check_unchanged()
+
+
+@pytest.mark.parametrize("in_memory", [0, 10**9])
+def test_what_is_held_out_is_not_trained_on_anywhere(
+    tmp_path: Path, in_memory: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = tmp_path / "some.txt"
+    some.write_text("\n\n\n".join(TEXT.split("\n\n\n")[:40]), encoding="utf-8")
+    twice = material(tmp_path, in_memory, FABLES, some)
+    assert "8 documents are held out for validation, too, and left out" in capsys.readouterr().out
+    assert twice.phases[0].documents == 162 + 40 - 20 - 8
+    settings = TextConfig(in_memory=in_memory, cache_dir=tmp_path / "cache", replay=0.5)
+    phases = (Phase("pretrain", (FABLES,), 10, 1e-3), Phase("finetune", (some,), 10, 1e-3))
+    two = read_material(TrainConfig(phases, text=settings))
+    assert f"{FABLES}: 4 documents are held out" in capsys.readouterr().out
+    assert [phase.documents for phase in two.phases] == [158, 36]
+    held = {title.text for title in two.validation_titles}
+    for phase in two.phases:
+        shown = [phase.stream.batch(i, 8, 256)[0].flatten().tolist() for i in range(200)]
+        text = "".join(map(two.tokenizer.decode, shown))
+        assert not [title for title in held if f"{title}\n" in text]
+
+
+def test_long_documents_are_decoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mini_transformer.data.large.DECODE", 7)
+    corpus = load_corpus([FABLES], Reading(), Cache(tmp_path), 0, "all")
+    tokenizer = Tokenizer.from_characters(["abc"])  # other letters are several tokens
+    validation = corpus.encode(tokenizer).validation
+    assert "".join(corpus.held(tokenizer, validation)) == TEXT.strip("\n").replace("\n\n\n", "")
+
+
 def test_it_is_found_again_and_a_changed_source_is_noticed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,23 +166,50 @@ def test_it_is_found_again_and_a_changed_source_is_noticed(
     # just now: not believed even within one tick of the clock
     cache = Cache(tmp_path / "new")
     moved.write_text("a" * 10)
-    one = cache.content([moved])
+    one = cache.content([moved], True)
     moved.write_text("b" * 10)
-    assert cache.content([moved]) != one
+    assert cache.content([moved], True) != one
     assert not (tmp_path / "new").exists()
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("place", "damage"),
+    [
+        ("shards/*/tokens.bin", lambda content: content[:-2]),
+        ("shards/*/documents.bin", lambda content: content[:-24]),
+        ("shards/*/documents.bin", lambda content: bytes(len(content))),
+        ("shards/*/manifest.json", lambda content: b"{"),
+        ("shards/*/manifest.json", lambda content: b"{}"),
+        ("shards/*/manifest.json", lambda content: b"[]"),
+        ("shards/*/manifest.json", lambda content: content.replace(b"uint16", b"uint99")),
+        ("files.json", lambda content: b"[]"),
+        ("files.json", lambda content: b'{"%s": null}' % str(FABLES).encode()),
+        ("splits/*.json", lambda content: b"[1]"),
+        ("splits/*.json", lambda content: b'{"documents": "x"}'),
+        ("overlap/*.json", lambda content: b"[1]"),
+        ("tokenizers/*/tokenizer.json", lambda content: content[:100]),
+    ],
+)
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, place: str, damage: Callable[[bytes], bytes]) -> None:
     first = material(tmp_path, 0)
-    (tokens,) = (tmp_path / "cache" / "shards").glob("*/tokens.bin")
-    content = tokens.read_bytes()
-    for damage in (lambda: tokens.write_bytes(content[:-2]), lambda: (tokens.parent / "manifest.json").write_text("{")):
-        damage()
-        capsys.readouterr()
-        again = material(tmp_path, 0)
-        assert "tokenising" in capsys.readouterr().out
-        assert tokens.read_bytes() == content
-        assert again.phases[0].digest == first.phases[0].digest
+    (file,) = (tmp_path / "cache").glob(place)
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    again = material(tmp_path, 0)
+    if place != "files.json":  # which another file's time may not change
+        assert file.read_bytes() == content
+    assert again.phases[0].digest == first.phases[0].digest
+    assert (again.phases[0].characters, again.overlap) == (first.phases[0].characters, first.overlap)
+
+
+def test_several_processes_may_make_the_same(tmp_path: Path) -> None:
+    flags = ["--data", FABLES, "--tokenizer", "bpe", "--vocab-size", 400, "--in-memory", 0]
+    command = ["-m", "mini_transformer", "prepare", *flags, "--cache-dir", tmp_path / "cache"]
+    processes = [spawn(command, ROOT) for _ in range(4)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert sum("Learning the tokenizer" in out for out, _ in outputs) == 1
+    assert len({out.splitlines()[-4] for out, _ in outputs}) == 1
 
 
 def test_small_texts_need_no_cache(tmp_path: Path, call: Call) -> None:
@@ -112,7 +219,7 @@ def test_small_texts_need_no_cache(tmp_path: Path, call: Call) -> None:
 
 def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("\n\n\n".join([TEXT] * 40), encoding="utf-8")  # more than is made safe at once
+    text.write_text("\n\n\n".join([TEXT] * 20), encoding="utf-8")  # more than is made safe at once
     age(text)
     flags = ["--data", text, "--tokenizer", ready(tmp_path), "--in-memory", "0"]
     command = ["-m", "mini_transformer", "prepare", *flags, "--cache-dir"]
@@ -206,4 +313,4 @@ def test_two_phases_restart_without_tokenising(tmp_path: Path, call: Call) -> No
     assert titles[0].split("\t")[1].isupper()
     manifest = json.loads(next((tmp_path / "cache" / "shards").glob("*/manifest.json")).read_text())
     assert manifest["dtype"] == "uint16"
-    assert manifest["tokens"] == sum(np.fromfile(next((tmp_path / "cache").rglob("documents.bin")), np.int64)[::2])
+    assert manifest["tokens"] == sum(np.fromfile(next((tmp_path / "cache").rglob("documents.bin")), np.int64)[::3])
