@@ -19,5 +19,6 @@ def main(argv: Sequence[str]) -> int:
     characters, tokens = material.validation_characters, material.tokenizer.vocab_size
     print(f"validation: {characters:,} characters; vocabulary: {tokens:,} tokens")
     print(f"overlap: {material.overlap}")
+    material.overlap.warn()
     print("Ready: train with the same flags starts at once")
     return 0

@@ -4,6 +4,7 @@ Words are runs of letters in lower case, so that « l'un » is two.
 """
 
 import functools
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mini_transformer.data.words import RUN, words
 
 MOST = 1 << 21  # runs that are remembered of the validation text; of more, an even sample
 LOOK = 1 << 30  # characters of each training text that are looked through
+MUCH = 0.2  # share of shared runs from which the validation text is called known
 GROUP = 1 << 18  # characters that are hashed together
 BORDER = "\ud800"  # between texts: no text holds half of a surrogate pair
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -98,6 +100,11 @@ class Overlap:
             f"{self.share:.1%} of the validation text's runs of {RUN} words stand in the training text, too "
             f"({self.shared:,} of {self.runs:,})"
         )
+
+    def warn(self) -> None:
+        """Say on standard error that the validation text is not unknown, if so."""
+        if self.share > MUCH:
+            print("Warning: the validation text is not unknown to the model; its loss will flatter", file=sys.stderr)
 
     @property
     def share(self) -> float:

@@ -23,7 +23,6 @@ from mini_transformer.training.report import duration, tell
 from mini_transformer.training.trainer import Trainer, stop_on_signal
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
-MUCH_OVERLAP = 0.2  # share of shared runs from which the validation text is called known
 WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
 
 
@@ -96,8 +95,7 @@ def _introduce(config: TrainConfig, material: Material, device: torch.device, pr
         f"{material.tokenizer.vocab_size - len(material.unseen)} of them in the text"
     )
     tell(f"Overlap: {material.overlap}")
-    if material.overlap.share > MUCH_OVERLAP:
-        print("Warning: the validation text is not unknown to the model; its loss will flatter", file=sys.stderr)
+    material.overlap.warn()
 
 
 def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> None:
