@@ -135,7 +135,9 @@ def tokens_in(documents: TokenDocuments, vocab_size: int) -> list[int]:
     seen = np.zeros(vocab_size, dtype=bool)
     for document in documents:
         for start in range(0, len(document), 1 << 22):
-            seen[document[start : start + (1 << 22)]] = True
+            part = document[start : start + (1 << 22)]
+            seen[part] = True
+            documents.release(len(part))
     return np.flatnonzero(seen).tolist()
 
 

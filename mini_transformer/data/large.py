@@ -108,6 +108,7 @@ class LargeCorpus:
             decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
             for start in range(0, len(document), DECODE):
                 yield decoder.decode(tokenizer.decode_bytes(document[start : start + DECODE].tolist()))
+                validation.tokens.release(DECODE)
 
     def titles(self, tokenizer: Tokenizer, validation: Part) -> list[Document]:
         """See `Corpus`."""
