@@ -39,26 +39,26 @@ def synthesise(config: SynthesisConfig) -> None:
     avoided = read_documents(config.avoid, config.encoding) if config.avoid else []
     digests = {"--recipe": recipe.digest, "--avoid": _digest(avoided)}
     store = Store(config.out, settings(config, digests), config.part[0], config.overwrite)
-    if store.progress.kept >= config.quota:
-        print(
-            f"{config.out}: {store.progress.kept:,} samples are there already; nothing to do (raise --samples for more)"
-        )
-        store.close()
-        return
     report = Report(config.quota, store.progress)
     try:
-        engine = _open_engine(config, report.say)
-    except BaseException:
-        store.give_up()
-        raise
+        if store.progress.kept >= config.quota:
+            there = f"{store.progress.kept:,} samples are there already"
+            report.say(f"{config.out}: {there}; nothing to do (raise --samples for more)")
+            return
+        _write(config, recipe, avoided, store, report)
+        report.summarise(store.text, store.records)
+    finally:
+        store.close()
+
+
+def _write(config: SynthesisConfig, recipe: Recipe, avoided: list[str], store: Store, report: Report) -> None:
+    engine = _open_engine(config, report.say)
     try:
         report.begin(f"{config.model}, {engine.place}")
         fill(config, recipe, all_word_runs(avoided), store, engine, report)
     finally:
         report.end()
         engine.close()
-        store.close()
-    report.summarise(store.text, store.records)
 
 
 def fill(
