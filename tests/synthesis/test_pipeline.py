@@ -57,6 +57,7 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
         (["--sample", 3], "--sample: unknown flag; did you mean --samples?"),
         (["--merge", "none.txt"], "--merge: none.txt is no output of generate_data.py"),
         (["--merge", "none.txt", "--seed", 1], "--merge: takes the settings of the parts; leave --seed out"),
+        (["--merge", "."], "--merge: . is no output of generate_data.py"),
     ],
 )
 def test_refusals(call: Call, tmp_path: Path, words: list[object], message: str) -> None:
@@ -191,7 +192,9 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
     whole = tmp_path / "mix.txt"
     code, told, err = call("generate-data", "--out", whole, "--merge", parts[2], parts[0], parts[1], parts[0])
     assert code == 0, err
-    assert "11 samples kept" in told
+    asked = [json.loads(line) for file in tmp_path.glob("part*.jsonl") for line in file.read_bytes().splitlines()]
+    assert f"11 samples kept of {len(asked)} asked for" in told
+    assert f"written: {sum(record['tokens'] for record in asked)} tokens" in told
     numbers = sorted(record["number"] for part in parts for record in records(part))
     check_outputs(whole, numbers)
     assert [record["number"] for record in records(whole)] == numbers
@@ -200,6 +203,9 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
     code, _, err = call("generate-data", "--out", whole, "--merge", *parts)
     assert code == 2
     assert "holds samples already" in err
+    code, _, err = call("generate-data", "--out", tmp_path / "sub" / ".." / "part1.txt", "--merge", *parts)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "part1.txt is the output itself" in err
     # The merged output is a run like any other: it grows.
     code, _, err = call("generate-data", *flags(instruct_model, whole, "--samples", 14))
     assert code == 0, err
@@ -218,7 +224,7 @@ def test_merging_drops_what_two_machines_wrote_alike(call: Call, tmp_path: Path)
     text = good("fable", 0).strip()
     for i in (0, 1):
         store = Store(tmp_path / f"{i}.txt", {"--filters": "duplicates", "--shard": f"{i + 1}/2"}, i)
-        record = {"number": i, "attempt": 0, "kind": "fable", "checks": {"words": 80}}
+        record = {"number": i, "attempt": 0, "kind": "fable", "tokens": 90, "checks": {"words": 80}}
         store.progress.kept, store.progress.next = 1, i + 2
         store.commit([record | {"text": text.replace("frileux", "frileux et sage") if i else text}], [])
         store.close()

@@ -1,11 +1,14 @@
 """Runs that end before their time: nothing that was there is lost, and what is told helps."""
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.conftest import ROOT, spawn
 from tests.synthesis import test_remote
-from tests.synthesis.conftest import check_outputs, flags
+from tests.synthesis.conftest import check_outputs, flags, records
 from tests.synthesis.test_remote import Server
 
 Call = Callable[..., tuple[int, str, str]]
@@ -46,3 +49,61 @@ def test_a_run_that_got_nothing_binds_nobody(server: Server, call: Call, tmp_pat
     server.plan = lambda seed, nth: "answer"
     assert call("generate-data", *words(server, out, "--model", "qwen", "--samples", 3))[0] == 0
     check_outputs(out, range(3))
+
+
+def test_shards_that_are_missing_are_written_after_merging(server: Server, call: Call, tmp_path: Path) -> None:
+    parts = [tmp_path / f"part{i}.txt" for i in (1, 3)]
+    for i, part in zip((1, 3), parts, strict=True):
+        assert call("generate-data", *words(server, part, "--samples", 20, "--shard", f"{i}/3"))[0] == 0
+    whole = tmp_path / "mix.txt"
+    assert call("generate-data", "--out", whole, "--merge", *parts)[0] == 0
+    assert call("generate-data", *words(server, whole, "--samples", 20))[0] == 0
+    check_outputs(whole, range(20))
+
+
+def test_parts_that_overlap_are_counted_once(server: Server, call: Call, tmp_path: Path) -> None:
+    """Such as a part, and a copy of it from before it went on."""
+    server.text = lambda seed: "" if seed % 3 == 0 else f"Texte numéro {seed}."
+    part, early = tmp_path / "part.txt", tmp_path / "early" / "part.txt"
+    early.parent.mkdir()
+    for samples in (8, 20):
+        assert call("generate-data", *words(server, part, "--samples", samples))[0] == 0
+        if samples == 8:
+            for suffix in (".txt", ".jsonl", ".drops.jsonl", ".run.json"):
+                shutil.copy(part.with_suffix(suffix), early.with_suffix(suffix))
+    drops = part.with_suffix(".drops.jsonl").read_bytes().splitlines()
+    assert drops
+    whole = tmp_path / "mix.txt"
+    code, told, err = call("generate-data", "--out", whole, "--merge", early, part, part)
+    assert code == 0, err
+    assert f"20 samples kept of {20 + len(drops)} asked for" in told
+    assert f"written: {7 * (20 + len(drops))} tokens" in told
+    assert f"dropped: empty {len(drops)}" in told
+    assert sorted(whole.with_suffix(".drops.jsonl").read_bytes().splitlines()) == sorted(drops)
+    check_outputs(whole, [record["number"] for record in sorted(records(part), key=lambda record: record["number"])])
+
+    part.with_suffix(".drops.jsonl").unlink()
+    code, told, err = call("generate-data", "--out", whole, "--overwrite", "--merge", part)
+    assert code == 0, err
+    assert told.startswith(f"Note: {part.with_suffix('.drops.jsonl')}: missing or damaged")
+    assert "20 samples kept of 20 asked for" in told
+    part.with_suffix(".jsonl").write_bytes(part.with_suffix(".jsonl").read_bytes()[:-100])
+    before = everything(tmp_path)
+    code, _, err = call("generate-data", "--out", whole, "--overwrite", "--merge", part)
+    assert (code, err) == (2, f"generate-data: --merge: {part.with_suffix('.jsonl')}: missing or damaged\n")
+    assert everything(tmp_path) == before
+
+
+def test_a_merge_that_was_killed_is_no_run(server: Server, call: Call, tmp_path: Path) -> None:
+    part, whole = tmp_path / "part.txt", tmp_path / "mix.txt"
+    assert call("generate-data", *words(server, part, "--samples", 6))[0] == 0
+    killed = (  # in the middle of the first line that it writes
+        "import os, sys; from mini_transformer import cli; from mini_transformer.synthesis import store\n"
+        "store._append = lambda file, data: (file.write(data[:100]), os.kill(os.getpid(), 9))\n"
+        "cli.run('generate-data', sys.argv[1:])"
+    )
+    assert spawn(["-c", killed, "--out", whole, "--merge", part], ROOT).wait(60) == -signal.SIGKILL
+    assert whole.with_suffix(".jsonl").stat().st_size == 100
+    code, _, err = call("generate-data", "--out", whole, "--merge", part)
+    assert code == 0, err
+    check_outputs(whole, range(6))
