@@ -17,7 +17,7 @@ from mini_transformer.synthesis import filters, prompts
 from mini_transformer.synthesis.backends import Engine, Output, Task
 from mini_transformer.synthesis.cleaning import clean, plain
 from mini_transformer.synthesis.prompts import Recipe, sample_seed
-from mini_transformer.synthesis.report import Report
+from mini_transformer.synthesis.report import Report, is_summarised
 from mini_transformer.synthesis.settings import SynthesisConfig, check, check_packages, settings
 from mini_transformer.synthesis.store import Store
 
@@ -44,8 +44,10 @@ def synthesise(config: SynthesisConfig) -> None:
         if store.progress.kept >= config.quota:
             there = f"{store.progress.kept:,} samples are there already"
             report.say(f"{config.out}: {there}; nothing to do (raise --samples for more)")
-            return
-        _write(config, recipe, avoided, store, report)
+            if is_summarised(store):
+                return
+        else:
+            _write(config, recipe, avoided, store, report)
         report.summarise(store.text, store.records)
     finally:
         store.close()

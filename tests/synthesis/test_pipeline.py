@@ -193,6 +193,7 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
     code, told, err = call("generate-data", "--out", whole, "--merge", parts[2], parts[0], parts[1], parts[0])
     assert code == 0, err
     asked = [json.loads(line) for file in tmp_path.glob("part*.jsonl") for line in file.read_bytes().splitlines()]
+    assert sorted(tmp_path.glob("part*.txt")) == parts  # what a shell gives to --merge
     assert f"11 samples kept of {len(asked)} asked for" in told
     assert f"written: {sum(record['tokens'] for record in asked)} tokens" in told
     numbers = sorted(record["number"] for part in parts for record in records(part))

@@ -1,6 +1,7 @@
 """Runs that end before their time: nothing that was there is lost, and what is told helps."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -51,6 +52,35 @@ def test_a_run_that_got_nothing_binds_nobody(server: Server, call: Call, tmp_pat
     check_outputs(out, range(3))
 
 
+def test_a_run_that_stops_tells_what_it_has(server: Server, call: Call, tmp_path: Path) -> None:
+    server.text = lambda seed: "" if seed % 2 else f"Texte numéro {seed}."
+    server.plan = lambda seed, nth: "status 400" if len(server.requests) > 24 else "answer"
+    out = tmp_path / "mix.txt"
+    code, told, _ = call("generate-data", *words(server, out, "--samples", 500, "--batch", 1))
+    assert code == 2
+    kept = len(records(out))
+    assert told.endswith(f"{kept} of 500 kept, 24 asked; dropped: empty {24 - kept} ({(24 - kept) / 24:.1%})\n")
+
+
+def test_a_summary_that_a_kill_prevented_is_made_up_for(server: Server, call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "mix.txt"
+    command = words(server, out, "--samples", 6)
+    assert call("generate-data", *command)[0] == 0
+    page, picture = tmp_path / "mix.summary.md", tmp_path / "mix.summary.png"
+    before = page.read_bytes()
+    picture.unlink()
+    code, told, _ = call("generate-data", *command)
+    assert code == 0
+    assert "6 samples are there already; nothing to do" in told
+    assert "6 samples kept of 6 asked for" in told
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    page.write_text("of an earlier state")
+    os.utime(page, (0, 0))
+    assert call("generate-data", *command)[0] == 0
+    assert page.read_bytes() == before
+    assert call("generate-data", *command)[1].count("\n") == 1  # now there is nothing to do
+
+
 def test_shards_that_are_missing_are_written_after_merging(server: Server, call: Call, tmp_path: Path) -> None:
     parts = [tmp_path / f"part{i}.txt" for i in (1, 3)]
     for i, part in zip((1, 3), parts, strict=True):
@@ -78,7 +108,7 @@ def test_parts_that_overlap_are_counted_once(server: Server, call: Call, tmp_pat
     assert code == 0, err
     assert f"20 samples kept of {20 + len(drops)} asked for" in told
     assert f"written: {7 * (20 + len(drops))} tokens" in told
-    assert f"dropped: empty {len(drops)}" in told
+    assert f"dropped: empty {len(drops)} (" in told
     assert sorted(whole.with_suffix(".drops.jsonl").read_bytes().splitlines()) == sorted(drops)
     check_outputs(whole, [record["number"] for record in sorted(records(part), key=lambda record: record["number"])])
 
