@@ -21,7 +21,9 @@ from mini_transformer.synthesis.report import Report, is_summarised
 from mini_transformer.synthesis.settings import SynthesisConfig, check, check_packages, settings
 from mini_transformer.synthesis.store import Store
 
-LEAST_GIVEN_UP = 20  # so many samples may be given up before a run is called hopeless, or a tenth of what it asks for
+LEAST_GIVEN_UP = (
+    20  # so many samples may be given up before a run is called hopeless, or a tenth of those that are done
+)
 
 
 def synthesise(config: SynthesisConfig) -> None:
@@ -54,6 +56,7 @@ def synthesise(config: SynthesisConfig) -> None:
 
 
 def _write(config: SynthesisConfig, recipe: Recipe, avoided: list[str], store: Store, report: Report) -> None:
+    _stop_if_hopeless(config, store)  # before a model is loaded for nothing
     engine = _open_engine(config, report.say)
     try:
         report.begin(f"{config.model}, {engine.place}")
@@ -129,7 +132,7 @@ class Judge:
 
 def _draw(config: SynthesisConfig, recipe: Recipe, store: Store, in_hand: set[int], count: int) -> list[Task]:
     progress = store.progress
-    again = [n for n in sorted(progress.open) if n not in in_hand and progress.open[n] <= config.retries][:count]
+    again = [n for n in sorted(progress.open) if n not in in_hand and progress.open[n] < config.attempts][:count]
     new = [progress.next + i * config.part[1] for i in range(count - len(again))]
     progress.next += len(new) * config.part[1]
     progress.open |= dict.fromkeys(new, 0)
@@ -140,13 +143,15 @@ def _draw(config: SynthesisConfig, recipe: Recipe, store: Store, in_hand: set[in
 
 
 def _stop_if_hopeless(config: SynthesisConfig, store: Store) -> None:
-    given_up = sum(attempt > config.retries for attempt in store.progress.open.values())
-    if given_up > max(LEAST_GIVEN_UP, config.quota // 10):
+    given_up = sum(attempt >= config.attempts for attempt in store.progress.open.values())
+    if given_up > max(LEAST_GIVEN_UP, (store.progress.kept + given_up) // 10):
         drops = sorted(store.progress.drops.items(), key=lambda drop: -drop[1])
         raise UserError(
             f"{store.progress.kept:,} of {config.quota:,} samples, and {given_up:,} given up after "
-            f"{config.retries + 1} attempts each (dropped: {', '.join(f'{name} {n}' for name, n in drops[:4])}): see "
-            f"{store.drops}; another --model, --filters or --retries may help"
+            f"{config.attempts} attempt{'s' * (config.attempts > 1)} each "
+            f"(dropped: {', '.join(f'{name} {n}' for name, n in drops[:4])}): see {store.drops}; "
+            f"{'more --retries, or ' if config.temperature > 0 else ''}another --model or other --filters with another "
+            "--out may help"
         )
 
 

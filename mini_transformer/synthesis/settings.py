@@ -35,7 +35,7 @@ class SynthesisConfig:
     filters: str = option("all", "all, none, or a list such as language,verse (see docs/synthesis.md)")
     avoid: tuple[Path, ...] = ()
     encoding: str = option("utf-8", "encoding of the files of --avoid")
-    retries: int = option(3, "times that a dropped sample is asked again", least=0, most=100)
+    retries: int = option(3, "times that a dropped sample is asked again, unless --temperature is 0", least=0, most=100)
     shard: str = option("1/1", "part of the work for this machine, such as 2/4", metavar="I/N")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str | None = option(None, "id of the GPU to use", metavar="ID")
@@ -47,6 +47,11 @@ class SynthesisConfig:
         """`--shard I/N` as (I - 1, N)."""
         index, _, count = self.shard.partition("/")
         return int(index) - 1, int(count)
+
+    @property
+    def attempts(self) -> int:
+        """How often a sample may be asked for. The likeliest tokens are the same each time."""
+        return self.retries + 1 if self.temperature > 0 else 1
 
     @property
     def quota(self) -> int:

@@ -62,6 +62,30 @@ def test_a_run_that_stops_tells_what_it_has(server: Server, call: Call, tmp_path
     assert told.endswith(f"{kept} of 500 kept, 24 asked; dropped: empty {24 - kept} ({(24 - kept) / 24:.1%})\n")
 
 
+def test_a_hopeless_run_is_told_early_and_not_started_again(server: Server, call: Call, tmp_path: Path) -> None:
+    server.text = lambda seed: f"The moon is a cake that the night eats, and {seed} is a number. " * 9
+    more = ["--samples", 5000, "--filters", "language", "--retries", 1]
+    code, _, err = call("generate-data", *words(server, tmp_path / "mix.txt", *more))
+    assert code == 2
+    assert "given up after 2 attempts each (dropped: language" in err
+    assert err.endswith("more --retries, or another --model or other --filters with another --out may help\n")
+    asked = len(server.requests)
+    assert asked < 100
+    code, told, again = call("generate-data", *words(server, tmp_path / "mix.txt", *more))
+    assert (code, told, again) == (2, "", err)
+    assert len(server.requests) == asked
+
+
+def test_the_likeliest_text_is_asked_for_once(server: Server, call: Call, tmp_path: Path) -> None:
+    server.text = lambda seed: "" if seed % 4 == 1 else f"Texte numéro {seed}."
+    out = tmp_path / "mix.txt"
+    assert call("generate-data", *words(server, out, "--samples", 20, "--temperature", 0))[0] == 0
+    assert len(records(out)) == 20
+    drops = [json.loads(line) for line in (tmp_path / "mix.drops.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert drops
+    assert {record["attempt"] for record in records(out) + drops} == {0}
+
+
 def test_a_summary_that_a_kill_prevented_is_made_up_for(server: Server, call: Call, tmp_path: Path) -> None:
     out = tmp_path / "mix.txt"
     command = words(server, out, "--samples", 6)
