@@ -37,6 +37,8 @@ def synthesise(config: SynthesisConfig) -> None:
     check_packages(
         *(["py3langid"] if "language" in chosen else []), *(["datasketch"] if "duplicates" in chosen else [])
     )
+    if config.avoid and "quotes" not in chosen:
+        raise UserError("--avoid: is what the filter quotes looks at; add quotes to --filters, or leave --avoid out")
     recipe = prompts.load(config.recipe or prompts.embedded_recipe(), config.language)
     avoided = read_documents(config.avoid, config.encoding) if config.avoid else []
     digests = {"--recipe": recipe.digest, "--avoid": _digest(avoided)}

@@ -62,6 +62,22 @@ def test_a_run_that_stops_tells_what_it_has(server: Server, call: Call, tmp_path
     assert told.endswith(f"{kept} of 500 kept, 24 asked; dropped: empty {24 - kept} ({(24 - kept) / 24:.1%})\n")
 
 
+def test_ctrl_c_while_overwriting(server: Server, call: Call, tmp_path: Path) -> None:
+    """The same command would overwrite what it is told to go on with."""
+    out = tmp_path / "mix.txt"
+    assert call("generate-data", *words(server, out, "--samples", 3, "--seed", 2))[0] == 0
+    server.requests.clear()
+    server.plan = lambda seed, nth: "answer" if len(server.requests) != 20 else str(os.kill(os.getpid(), signal.SIGINT))
+    code, told, err = call("generate-data", *words(server, out, "--samples", 5000, "--overwrite", "--batch", 1))
+    assert (code, err) == (130, "")
+    kept = len(records(out))
+    assert kept >= 19
+    assert f"\n{kept:,} of 5,000 kept, {kept:,} asked\n" in told
+    assert told.endswith("The same command without --overwrite goes on from here.\n")
+    assert call("generate-data", *words(server, out, "--samples", kept + 2))[0] == 0
+    check_outputs(out, range(kept + 2))
+
+
 def test_a_hopeless_run_is_told_early_and_not_started_again(server: Server, call: Call, tmp_path: Path) -> None:
     server.text = lambda seed: f"The moon is a cake that the night eats, and {seed} is a number. " * 9
     more = ["--samples", 5000, "--filters", "language", "--retries", 1]
