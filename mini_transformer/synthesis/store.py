@@ -131,11 +131,12 @@ class Store:
                 "then start again"
             )
         lost = sizes.get(self.drops.name, 0) - self._files[self.drops].seek(0, os.SEEK_END)
+        self._files[self.samples].truncate(sizes.get(self.samples.name, 0))
         if lost > 0:  # they are there to be read by people: the run does not need them
             print(f"Note: {self.drops}: {lost:,} bytes are missing; the run goes on without these records", flush=True)
+            self._save()
         else:
             self._files[self.drops].truncate(sizes.get(self.drops.name, 0))
-        self._files[self.samples].truncate(sizes.get(self.samples.name, 0))
         _append(self._files[self.text], text[len(there) :])
         self._new = not (progress.kept or progress.asked)
 
