@@ -1,10 +1,11 @@
 """`generate-data`: texts to pre-train on, written by an instruct model."""
 
+import argparse
 from collections.abc import Sequence
 
 from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, path
 from mini_transformer.errors import UserError
-from mini_transformer.synthesis.settings import SynthesisConfig
+from mini_transformer.synthesis.settings import SynthesisConfig, check
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,30 +17,40 @@ def main(argv: Sequence[str]) -> int:
     )
     add_fields(parser, SynthesisConfig)
     parser.add_argument(
-        "--avoid", type=path, nargs="+", metavar="FILE", help="texts that no sample may quote (eight words in a row)"
+        "--avoid",
+        type=path,
+        nargs="+",
+        action="extend",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="texts that no sample may quote (eight words in a row)",
     )
     parser.add_argument(
         "--merge",
         type=path,
         nargs="+",
+        action="extend",
+        default=argparse.SUPPRESS,
         metavar="FILE",
         help="join these outputs of --shard into --out; writes nothing new",
     )
     given = vars(parser.parse(argv))
-    parts, avoid = given.pop("merge"), given.pop("avoid")
-    config = SynthesisConfig(**given, avoid=tuple(avoid or ()))
+    parts = given.pop("merge", None)
+    config = SynthesisConfig(**given | {"avoid": tuple(given.get("avoid", ()))})
     try:
         if parts:
             from mini_transformer.synthesis.merge import merge
 
             if wrong := sorted(given.keys() - {"out", "overwrite"}):
                 raise UserError(f"--merge: takes the settings of the parts; leave --{wrong[0].replace('_', '-')} out")
+            check(config)
             merge(parts, config.out, config.overwrite)
         else:
             from mini_transformer.synthesis.pipeline import synthesise
 
             synthesise(config)
     except KeyboardInterrupt:
-        print(f"\nStopped; what was kept is in {config.out}. The same command goes on from here.")
+        command = "The same command" + " without --overwrite" * config.overwrite
+        print(f"\nStopped; what was kept is in {config.out}. {command} goes on from here.")
         return EXIT_INTERRUPTED
     return 0

@@ -17,11 +17,13 @@ from mini_transformer.synthesis import filters, prompts
 from mini_transformer.synthesis.backends import Engine, Output, Task
 from mini_transformer.synthesis.cleaning import clean, plain
 from mini_transformer.synthesis.prompts import Recipe, sample_seed
-from mini_transformer.synthesis.report import Report
+from mini_transformer.synthesis.report import Report, is_summarised
 from mini_transformer.synthesis.settings import SynthesisConfig, check, check_packages, settings
 from mini_transformer.synthesis.store import Store
 
-LEAST_GIVEN_UP = 20  # so many samples may be given up before a run is called hopeless, or a tenth of what it asks for
+LEAST_GIVEN_UP = (
+    20  # so many samples may be given up before a run is called hopeless, or a tenth of those that are done
+)
 
 
 def synthesise(config: SynthesisConfig) -> None:
@@ -35,30 +37,35 @@ def synthesise(config: SynthesisConfig) -> None:
     check_packages(
         *(["py3langid"] if "language" in chosen else []), *(["datasketch"] if "duplicates" in chosen else [])
     )
+    if config.avoid and "quotes" not in chosen:
+        raise UserError("--avoid: is what the filter quotes looks at; add quotes to --filters, or leave --avoid out")
     recipe = prompts.load(config.recipe or prompts.embedded_recipe(), config.language)
     avoided = read_documents(config.avoid, config.encoding) if config.avoid else []
     digests = {"--recipe": recipe.digest, "--avoid": _digest(avoided)}
     store = Store(config.out, settings(config, digests), config.part[0], config.overwrite)
-    if store.progress.kept >= config.quota:
-        print(
-            f"{config.out}: {store.progress.kept:,} samples are there already; nothing to do (raise --samples for more)"
-        )
-        store.close()
-        return
     report = Report(config.quota, store.progress)
     try:
-        engine = _open_engine(config, report.say)
-    except BaseException:
-        store.give_up()
-        raise
+        if store.progress.kept >= config.quota:
+            there = f"{store.progress.kept:,} samples are there already"
+            report.say(f"{config.out}: {there}; nothing to do (raise --samples for more)")
+            if is_summarised(store):
+                return
+        else:
+            _write(config, recipe, avoided, store, report)
+        report.summarise(store.text, store.records)
+    finally:
+        store.close()
+
+
+def _write(config: SynthesisConfig, recipe: Recipe, avoided: list[str], store: Store, report: Report) -> None:
+    _stop_if_hopeless(config, store)  # before a model is loaded for nothing
+    engine = _open_engine(config, report.say)
     try:
         report.begin(f"{config.model}, {engine.place}")
         fill(config, recipe, all_word_runs(avoided), store, engine, report)
     finally:
         report.end()
         engine.close()
-        store.close()
-    report.summarise(store.text, store.records)
 
 
 def fill(
@@ -127,7 +134,7 @@ class Judge:
 
 def _draw(config: SynthesisConfig, recipe: Recipe, store: Store, in_hand: set[int], count: int) -> list[Task]:
     progress = store.progress
-    again = [n for n in sorted(progress.open) if n not in in_hand and progress.open[n] <= config.retries][:count]
+    again = [n for n in sorted(progress.open) if n not in in_hand and progress.open[n] < config.attempts][:count]
     new = [progress.next + i * config.part[1] for i in range(count - len(again))]
     progress.next += len(new) * config.part[1]
     progress.open |= dict.fromkeys(new, 0)
@@ -138,13 +145,15 @@ def _draw(config: SynthesisConfig, recipe: Recipe, store: Store, in_hand: set[in
 
 
 def _stop_if_hopeless(config: SynthesisConfig, store: Store) -> None:
-    given_up = sum(attempt > config.retries for attempt in store.progress.open.values())
-    if given_up > max(LEAST_GIVEN_UP, config.quota // 10):
+    given_up = sum(attempt >= config.attempts for attempt in store.progress.open.values())
+    if given_up > max(LEAST_GIVEN_UP, (store.progress.kept + given_up) // 10):
         drops = sorted(store.progress.drops.items(), key=lambda drop: -drop[1])
         raise UserError(
             f"{store.progress.kept:,} of {config.quota:,} samples, and {given_up:,} given up after "
-            f"{config.retries + 1} attempts each (dropped: {', '.join(f'{name} {n}' for name, n in drops[:4])}): see "
-            f"{store.drops}; another --model, --filters or --retries may help"
+            f"{config.attempts} attempt{'s' * (config.attempts > 1)} each "
+            f"(dropped: {', '.join(f'{name} {n}' for name, n in drops[:4])}): see {store.drops}; "
+            f"{'more --retries, or ' if config.temperature > 0 else ''}another --model or other --filters with another "
+            "--out may help"
         )
 
 

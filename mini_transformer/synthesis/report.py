@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from mini_transformer.data.words import words
 from mini_transformer.files import replacing
-from mini_transformer.synthesis.store import Progress
+from mini_transformer.synthesis.store import Progress, Store
 from mini_transformer.training.report import duration
 
 BETWEEN_LINES = 30.0  # seconds
+SUMMARIES = (".summary.md", ".summary.png")
 LENGTHS = 4  # distinct n-grams are counted for n up to this
 
 
@@ -61,21 +62,34 @@ class Report:
             self._bar.refresh()
         elif time.monotonic() - self._last_line >= BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.say(f"{progress.kept:,} of {self._quota:,} kept, {rate}{_drops(progress, '; dropped: ')}")
+            self.say(f"{self._so_far()}, {rate}{_drops(progress, '; dropped: ')}")
 
     def end(self) -> None:
-        """The bar goes."""
+        """The bar goes. A run that is stopped tells what it has, as there is no summary then."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        if self._progress.asked and self._progress.kept < self._quota:
+            self.say(f"{self._so_far()}, {self._progress.asked:,} asked{_drops(self._progress, '; dropped: ')}")
 
     def summarise(self, out: Path, records: list[dict[str, Any]]) -> None:
-        """Print the summary, and leave it beside the samples as text and as a picture."""
+        """Print the summary, and leave it beside the samples as Markdown (no text to train on) and as a picture."""
         text = summary(records, self._progress)
-        with replacing(out.with_suffix(".summary.txt")) as draft:
-            draft.write_text(text, encoding="utf-8")
-        draw(out.with_suffix(".summary.png"), records, self._progress)
+        page, picture = (out.with_suffix(suffix) for suffix in SUMMARIES)
+        with replacing(page) as draft:
+            draft.write_text(f"# {out.name}\n\n{text}\n![The same as a picture](<{picture.name}>)\n", encoding="utf-8")
+        draw(picture, records, self._progress)
         print(f"\n{text}\nThe text is in {out}, each sample with its prompt in {out.with_suffix('.jsonl')}", flush=True)
+
+    def _so_far(self) -> str:
+        return f"{self._progress.kept:,} of {self._quota:,} kept"
+
+
+def is_summarised(store: Store) -> bool:
+    """Whether the summary was left after the last batch: a run may be killed between the two."""
+    files = [store.text.with_suffix(suffix) for suffix in SUMMARIES]
+    done = store.run.stat().st_mtime_ns
+    return all(file.exists() and file.stat().st_mtime_ns >= done for file in files)
 
 
 def distinct(texts: list[str]) -> list[float]:
@@ -92,7 +106,7 @@ def distinct(texts: list[str]) -> list[float]:
 
 
 def summary(records: list[dict[str, Any]], progress: Progress) -> str:
-    """Kinds, lengths, variety and drops, as text."""
+    """Kinds, lengths, variety and drops, as a list in Markdown."""
     lengths = sorted(record["checks"]["words"] for record in records)
     lines = [
         f"{len(records):,} samples kept of {progress.asked:,} asked for, {sum(lengths):,} words, "
@@ -101,12 +115,12 @@ def summary(records: list[dict[str, Any]], progress: Progress) -> str:
         f"({progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s)",
         f"words per sample: {lengths[0]} to {lengths[-1]}, half of them from {lengths[len(lengths) // 4]} to "
         f"{lengths[(3 * len(lengths)) // 4]}",
-        "different runs of words: "
+        f"different runs of words, of all in {len(records):,} samples: "
         + ", ".join(f"{share:.0%} of {n}" for n, share in enumerate(distinct([r["text"] for r in records]), start=1)),
         "kinds: " + ", ".join(f"{kind} {n:,}" for kind, n in Counter(r["kind"] for r in records).most_common()),
         "dropped: " + (_drops(progress) or "none"),
     ]
-    return "\n".join(lines) + "\n"
+    return "".join(f"- {line}\n" for line in lines)
 
 
 def draw(picture: Path, records: list[dict[str, Any]], progress: Progress) -> None:
@@ -149,14 +163,14 @@ def draw(picture: Path, records: list[dict[str, Any]], progress: Progress) -> No
     bars = variety.bar([f"{n} word{'s' * (n > 1)}" for n in range(1, LENGTHS + 1)], shares, color="#6a994e", width=0.6)
     variety.bar_label(bars, fmt="{:.0f}%", padding=2, fontsize=9)
     variety.set_ylim(0, 112)
-    variety.set_title("Different runs of words, in % of all", loc="left", fontsize=11)
+    variety.set_title(f"Different runs of words, in % of all in {len(records):,} samples", loc="left", fontsize=11)
 
     dropped = sorted(progress.drops.items(), key=lambda drop: drop[1])
-    drops.set_title("Dropped, by reason", loc="left", fontsize=11)
+    drops.set_title(f"Dropped, by reason, of {progress.asked:,} asked for", loc="left", fontsize=11)
     if dropped:
         bars = drops.barh([name for name, _ in dropped], [n for _, n in dropped], color="#d1603d")
-        drops.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=9)
-        drops.margins(x=0.15, y=max(0.05, 0.6 - 0.1 * len(dropped)))
+        drops.bar_label(bars, [f"{n:,} ({n / progress.asked:.1%})" for _, n in dropped], padding=3, fontsize=9)
+        drops.margins(x=0.3, y=max(0.05, 0.6 - 0.1 * len(dropped)))
     else:
         drops.text(0.5, 0.5, "nothing", ha="center", va="center", color="#777777", transform=drops.transAxes)
         drops.set_axis_off()
@@ -172,4 +186,4 @@ def draw(picture: Path, records: list[dict[str, Any]], progress: Progress) -> No
 
 def _drops(progress: Progress, before: str = "") -> str:
     drops = sorted(progress.drops.items(), key=lambda drop: -drop[1])
-    return before + ", ".join(f"{name} {n:,}" for name, n in drops) if drops else ""
+    return before + ", ".join(f"{name} {n:,} ({n / progress.asked:.1%})" for name, n in drops) if drops else ""

@@ -21,7 +21,7 @@ class SynthesisConfig:
     """What to write, with which model, and what to keep."""
 
     out: Path = option(Path("data_mix.txt"), "text to train on; FILE.jsonl beside it holds each sample", metavar="FILE")
-    samples: int = option(5000, "samples to end with; a finished file grows when this is raised", least=1)
+    samples: int = option(5000, "samples to end with; a finished file grows when this is raised", least=1, most=10**9)
     batch: int = option(8, "samples written at once (openai: requests in flight)", least=1, most=4096)
     model: str = option("Qwen/Qwen2.5-7B-Instruct-1M", "instruct model: a folder, or a name on the Hub", metavar="NAME")
     engine: str = option("transformers", "what runs the model: this machine, or a server", choices=ENGINES)
@@ -35,7 +35,7 @@ class SynthesisConfig:
     filters: str = option("all", "all, none, or a list such as language,verse (see docs/synthesis.md)")
     avoid: tuple[Path, ...] = ()
     encoding: str = option("utf-8", "encoding of the files of --avoid")
-    retries: int = option(3, "times that a dropped sample is asked again", least=0, most=100)
+    retries: int = option(3, "times that a dropped sample is asked again, unless --temperature is 0", least=0, most=100)
     shard: str = option("1/1", "part of the work for this machine, such as 2/4", metavar="I/N")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str | None = option(None, "id of the GPU to use", metavar="ID")
@@ -47,6 +47,11 @@ class SynthesisConfig:
         """`--shard I/N` as (I - 1, N)."""
         index, _, count = self.shard.partition("/")
         return int(index) - 1, int(count)
+
+    @property
+    def attempts(self) -> int:
+        """How often a sample may be asked for. The likeliest tokens are the same each time."""
+        return self.retries + 1 if self.temperature > 0 else 1
 
     @property
     def quota(self) -> int:
@@ -61,8 +66,11 @@ def check(config: SynthesisConfig) -> None:
         value = getattr(config, f.name)
         if f.metadata and value is not None:
             check_limits(f.name, value, f.metadata)
-    if config.out.suffix in (".jsonl", ".json"):
-        raise UserError(f"--out: {config.out} would clash with the record beside it; take a name such as data_mix.txt")
+    if config.out.suffix not in ("", ".txt"):  # p.1 and p.2 would share p.jsonl
+        raise UserError(
+            f"--out: {config.out} would clash with the record beside it, or with that of another run; "
+            "take a name that ends in .txt"
+        )
     shard = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", config.shard)
     if not shard or int(shard[1]) > int(shard[2]):
         raise UserError(f"--shard: {config.shard} is no part of a whole; expected I/N, such as 1/4 up to 4/4")

@@ -50,7 +50,10 @@ def test_a_whole_run(call: Call, instruct_model: Path, tmp_path: Path) -> None:
         assert record["finished"] == (record["tokens"] < 24)
     assert {record["finished"] for record in found} == {True, False}
     assert (tmp_path / "mix.summary.png").read_bytes().startswith(b"\x89PNG")
-    assert "kinds: " in (tmp_path / "mix.summary.txt").read_text(encoding="utf-8")
+    page = (tmp_path / "mix.summary.md").read_text(encoding="utf-8")
+    assert page.startswith("# mix.txt\n\n- 21 samples kept of")
+    assert "\n- kinds: " in page
+    assert page.endswith("](<mix.summary.png>)\n")
 
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     code, told, _ = call("generate-data", *flags(instruct_model, out, "--samples", 21, "--batch", 4))

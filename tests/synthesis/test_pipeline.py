@@ -27,6 +27,7 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
     ("words", "message"),
     [
         (["--samples", 0], "--samples: 0 is too small: at least 1"),
+        (["--samples", 10**23], f"--samples: {10**23} is too large: at most 1000000000"),
         (["--batch", 0], "--batch: 0 is too small"),
         (["--temperature", 3], "--temperature: 3.0 is too large"),
         (["--temperature", "nan"], "--temperature: nan is not a number"),
@@ -37,6 +38,8 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
         (["--language", "xx"], "--language: xx is not in recipe.toml, which has fr, en"),
         (["--recipe", "none.toml"], "none.toml: no such file"),
         (["--avoid", "none.txt"], "none.txt: no such file"),
+        (["--avoid", "none.txt", "--avoid", __file__], "none.txt: no such file"),
+        (["--avoid", __file__, "--filters", "verse"], "--avoid: is what the filter quotes looks at; add quotes to"),
         (["--filters", "vers"], "--filters: 'vers' is not one"),
         (["--shard", "3/2"], "--shard: 3/2 is no part of a whole"),
         (["--shard", "0/2"], "--shard: 0/2 is no part of a whole"),
@@ -57,6 +60,8 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
         (["--sample", 3], "--sample: unknown flag; did you mean --samples?"),
         (["--merge", "none.txt"], "--merge: none.txt is no output of generate_data.py"),
         (["--merge", "none.txt", "--seed", 1], "--merge: takes the settings of the parts; leave --seed out"),
+        (["--merge", "none.txt", "--avoid", __file__], "--merge: takes the settings of the parts; leave --avoid out"),
+        (["--merge", "."], "--merge: . is no output of generate_data.py"),
     ],
 )
 def test_refusals(call: Call, tmp_path: Path, words: list[object], message: str) -> None:
@@ -67,8 +72,10 @@ def test_refusals(call: Call, tmp_path: Path, words: list[object], message: str)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_output_needs_a_name_of_its_own(call: Call, tmp_path: Path) -> None:
-    code, _, err = call("generate-data", "--out", tmp_path / "mix.jsonl")
+@pytest.mark.parametrize("name", ["mix.jsonl", "mix.1", "mix.md"])
+@pytest.mark.parametrize("words", [[], ["--merge", "part.txt"]])
+def test_the_output_needs_a_name_of_its_own(call: Call, tmp_path: Path, name: str, words: list[str]) -> None:
+    code, _, err = call("generate-data", "--out", tmp_path / name, *words)
     assert (code, err.count("\n")) == (2, 1)
     assert "would clash with the record beside it" in err
 
@@ -189,9 +196,14 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
         assert {record["number"] % 3 for record in records(part)} == {i - 1}
     assert [len(records(part)) for part in parts] == [4, 4, 3]
     whole = tmp_path / "mix.txt"
-    code, told, err = call("generate-data", "--out", whole, "--merge", parts[2], parts[0], parts[1], parts[0])
+    code, told, err = call(
+        "generate-data", "--out", whole, "--merge", parts[2], parts[0], "--merge", parts[1], parts[0]
+    )
     assert code == 0, err
-    assert "11 samples kept" in told
+    assert sorted(tmp_path.glob("part*.txt")) == parts  # what a shell gives to --merge
+    asked = [json.loads(line) for file in tmp_path.glob("part*.jsonl") for line in file.read_bytes().splitlines()]
+    assert f"11 samples kept of {len(asked)} asked for" in told
+    assert f"written: {sum(record['tokens'] for record in asked)} tokens" in told
     numbers = sorted(record["number"] for part in parts for record in records(part))
     check_outputs(whole, numbers)
     assert [record["number"] for record in records(whole)] == numbers
@@ -200,6 +212,9 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
     code, _, err = call("generate-data", "--out", whole, "--merge", *parts)
     assert code == 2
     assert "holds samples already" in err
+    code, _, err = call("generate-data", "--out", tmp_path / "sub" / ".." / "part1.txt", "--merge", *parts)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "part1.txt is the output itself" in err
     # The merged output is a run like any other: it grows.
     code, _, err = call("generate-data", *flags(instruct_model, whole, "--samples", 14))
     assert code == 0, err
@@ -218,7 +233,7 @@ def test_merging_drops_what_two_machines_wrote_alike(call: Call, tmp_path: Path)
     text = good("fable", 0).strip()
     for i in (0, 1):
         store = Store(tmp_path / f"{i}.txt", {"--filters": "duplicates", "--shard": f"{i + 1}/2"}, i)
-        record = {"number": i, "attempt": 0, "kind": "fable", "checks": {"words": 80}}
+        record = {"number": i, "attempt": 0, "kind": "fable", "tokens": 90, "checks": {"words": 80}}
         store.progress.kept, store.progress.next = 1, i + 2
         store.commit([record | {"text": text.replace("frileux", "frileux et sage") if i else text}], [])
         store.close()

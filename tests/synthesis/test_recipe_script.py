@@ -24,7 +24,7 @@ def test_generate_pretrain_finetune_evaluate(instruct_model: Path, tmp_path: Pat
         "SAMPLES": "30",
         "PRETRAIN_ITERS": "10",
         "FINETUNE_ITERS": "10",
-        "GENERATE_FLAGS": f"--model {instruct_model} --max-new-tokens 60 --filters none --device cpu",
+        "GENERATE_FLAGS": f"--model {instruct_model} --max-new-tokens 60 --filters quotes --device cpu",
         "TRAIN_FLAGS": " ".join(TINY),
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",  # quicker for tiny models

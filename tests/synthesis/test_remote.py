@@ -241,7 +241,7 @@ def test_nothing_that_quotes_the_files_to_avoid_is_kept(server: Server, call: Ca
     assert code == 0, err
     check_outputs(out, range(6))
     assert "vantait" not in out.read_text(encoding="utf-8")
-    assert re.search(r"dropped: quote \d+$", told, re.MULTILINE)
+    assert re.search(r"dropped: quote \d+ \(\d+\.\d%\)$", told, re.MULTILINE)
     code, _, err = call("generate-data", *words)
     assert code == 2
     assert "(--avoid: the text is another one)" in err

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mini_transformer import files
 from mini_transformer.data.sources import read_documents
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.cleaning import plain
-from mini_transformer.synthesis.store import Store
+from mini_transformer.synthesis.store import Store, difference
 from tests.synthesis.conftest import check_outputs, records
 
 SETTINGS = {"--model": "m", "--seed": 1}
@@ -47,7 +48,7 @@ def test_a_torn_batch_is_cut_off_wherever_it_was_torn(tmp_path: Path) -> None:
     fill(store, range(3, 6))
     store.close()
     after = {path: path.read_bytes() for path in before}
-    for path in before:  # one file torn, the ones written before it whole, the ones after it not begun
+    for path in (store.samples, store.drops):  # one torn, the one written before it whole, what comes after not begun
         for size in range(len(before[path]), len(after[path]) + 1):
             store.run.write_bytes(run)
             for other in before:
@@ -91,6 +92,8 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         Store(out, SETTINGS | {"--seed": 2}, 0)
     assert out.read_bytes() == content
     new = Store(out, SETTINGS | {"--seed": 2}, 0, overwrite=True)
+    assert out.read_bytes() == content  # until there is something to put in its place
+    new.commit([], [])
     new.close()
     assert out.read_bytes() == b""
 
@@ -113,13 +116,29 @@ def test_what_was_changed_by_hand_is_told(tmp_path: Path) -> None:
     store = Store(out, SETTINGS, 0)
     fill(store, range(4))
     store.close()
-    whole = store.samples.read_bytes()
+    text, whole = out.read_bytes(), store.samples.read_bytes()
+    for other in (text + b"Mon texte\n", text[5:], text.replace(b"Texte 0", b"Texte zero")):
+        out.write_bytes(other)
+        with pytest.raises(
+            UserError, match=r"mix\.txt: changed by hand \(it is written anew from mix\.jsonl\): move your"
+        ):
+            Store(out, SETTINGS, 0)
+        assert out.read_bytes() == other
+    out.unlink()
+    Store(out, SETTINGS, 0).close()
+    assert out.read_bytes() == text
     store.samples.write_bytes(whole[:-9])
     with pytest.raises(UserError, match="9 bytes are missing at its end"):
         Store(out, SETTINGS, 0)
-    store.samples.write_bytes(whole.replace(b'"number": 2', b'"number": 0'))
-    with pytest.raises(UserError, match="changed by hand"):
-        Store(out, SETTINGS, 0)
+    for edited in (
+        whole.replace(b'"number": 2', b'"number": 0'),
+        whole.replace(b"Texte 0", b"Le premier texte"),
+        whole.replace(b'"text"', b'"texte"'),
+    ):
+        store.samples.write_bytes(edited)
+        with pytest.raises(UserError, match="changed by hand"):
+            Store(out, SETTINGS, 0)
+        assert store.samples.read_bytes() == edited
     store.samples.write_bytes(whole)
     store.run.write_text(json.dumps({"settings": SETTINGS}))
     with pytest.raises(UserError, match=r"run\.json: damaged"):
@@ -132,3 +151,61 @@ def test_two_processes_do_not_write_the_same_samples(tmp_path: Path) -> None:
         Store(tmp_path / "mix.txt", SETTINGS, 0)
     first.close()
     Store(tmp_path / "mix.txt", SETTINGS, 0).close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_another_process_takes_away_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one opened it first, got nothing, and removes it between our opening and our locking."""
+    samples = tmp_path / "mix.jsonl"
+    lock = files.try_lock
+    monkeypatch.setattr("mini_transformer.synthesis.store.try_lock", lambda file: samples.unlink() or lock(file))
+    with pytest.raises(UserError, match="another process is writing"):
+        Store(tmp_path / "mix.txt", SETTINGS, 0)
+
+
+def test_a_killed_overwriting_leaves_the_old_run_or_an_empty_one(tmp_path: Path) -> None:
+    out = tmp_path / "mix.txt"
+    store = Store(out, SETTINGS, 0)
+    fill(store, range(4))
+    store.close()
+    old = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    new = Store(out, SETTINGS, 0, overwrite=True)
+    new._begin()
+    new.close()
+    empty = store.run.read_bytes()
+    for path in old:  # killed after the text
+        path.write_bytes(b"" if path == out else old[path])
+    Store(out, SETTINGS, 0).close()
+    assert {path: path.read_bytes() for path in old} == old
+    out.write_bytes(b"")  # killed after run.json
+    store.run.write_bytes(empty)
+    other = Store(out, SETTINGS | {"--seed": 2}, 0)  # nothing is there that other settings could disagree with
+    fill(other, range(2))
+    other.close()
+    check_outputs(out, [0])
+
+
+def test_the_record_of_the_dropped_may_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mix.txt"
+    store = Store(out, SETTINGS, 0)
+    fill(store, range(4))
+    store.close()
+    store.drops.unlink()
+    Store(out, SETTINGS, 0).close()
+    assert capsys.readouterr().out.startswith(f"Note: {store.drops}: ")
+    again = Store(out, SETTINGS, 0)
+    fill(again, range(4, 8))
+    again.close()
+    Store(out, SETTINGS, 0).close()
+    assert capsys.readouterr().out == ""
+    check_outputs(out, [0, 2, 4, 6])
+    assert [json.loads(line)["number"] for line in store.drops.read_bytes().splitlines()] == [5, 7]
+
+
+def test_a_folder_of_a_model_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder/model/", "./folder/model", str(tmp_path / "folder" / "model")):
+        assert difference({"--model": "folder/model"}, {"--model": name}) is None
+    assert difference({"--model": "folder/model", "--seed": 1}, {"--model": "model", "--seed": 2}) == "--model"
