@@ -21,9 +21,8 @@ from mini_transformer.synthesis.report import Report, is_summarised
 from mini_transformer.synthesis.settings import SynthesisConfig, check, check_packages, settings
 from mini_transformer.synthesis.store import Store
 
-LEAST_GIVEN_UP = (
-    20  # so many samples may be given up before a run is called hopeless, or a tenth of those that are done
-)
+# So many samples may be given up before a run is called hopeless, or a tenth of those that are done.
+LEAST_GIVEN_UP = 20
 
 
 def synthesise(config: SynthesisConfig) -> None:
