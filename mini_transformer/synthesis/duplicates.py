@@ -1,13 +1,15 @@
 """Texts that were there before, word for word or nearly: MinHash over runs of three words (`datasketch`)."""
 
+import re
+
 from datasketch import MinHash, MinHashLSH
 
-from mini_transformer.data.words import words
 from mini_transformer.synthesis.filters import DUPLICATE, NEAR
 
 RUN = 3  # words
 THRESHOLD = 0.5  # share of common runs (Jaccard) from which two texts are nearly the same
 PERMUTATIONS = 128
+_WORD = re.compile(r"[^\W\d_]+")  # letters of any script, as texts may be in any language
 
 
 class Seen:
@@ -20,7 +22,7 @@ class Seen:
 
     def add(self, text: str) -> str | None:
         """Remember a text, or give the reason to drop it: it was there before, or one much like it."""
-        found = words(text)
+        found = _WORD.findall(text.lower())
         if tuple(found) in self._exact:
             return DUPLICATE
         hashed = MinHash(num_perm=PERMUTATIONS, seed=1)
