@@ -189,5 +189,7 @@ def _read(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of UTF-8
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not in UTF-8, as a recipe must be; save it as UTF-8") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"--recipe: {path} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -132,8 +132,10 @@ def test_how_a_recipe_may_be_encoded(tmp_path: Path) -> None:
     assert load(tmp_path / "marked", "fr") == load(tmp_path / "plain", "fr")
     with pytest.raises(UserError, match=r"old: is not in UTF-8, as a recipe must be; save it as UTF-8$"):
         load(tmp_path / "old", "fr")
-    with pytest.raises(UserError, match=r"^--recipe: .*none cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"none: no such file$"):
         load(tmp_path / "none", "fr")
+    with pytest.raises(UserError, match=r": cannot be read \(Is a directory\)$"):
+        load(tmp_path, "fr")
 
 
 def test_the_values_of_the_recipe_fit_into_any_prompt() -> None:
