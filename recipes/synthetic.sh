@@ -7,6 +7,7 @@
 # Needs pip install "mini-transformer[synthesis]". Each step goes on where it was stopped: start it again after a kill.
 # What may be set from outside, with the mission's values:
 set -euo pipefail
+[ $# = 2 ] || { echo "usage: recipes/synthetic.sh FABLES.txt HELD_OUT.txt" >&2; exit 2; }
 fables=$1 held_out=$2
 : "${OUT:=synthetic-out}"        # folder of the samples and of the model
 : "${SAMPLES:=5000}"             # hours on a GPU

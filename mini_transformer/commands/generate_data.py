@@ -1,7 +1,9 @@
 """`generate-data`: texts to pre-train on, written by an instruct model."""
 
 import argparse
+import signal
 from collections.abc import Sequence
+from types import FrameType
 
 from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, path
 from mini_transformer.errors import UserError
@@ -37,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     given = vars(parser.parse(argv))
     parts = given.pop("merge", None)
     config = SynthesisConfig(**given | {"avoid": tuple(given.get("avoid", ()))})
+    before = signal.signal(signal.SIGINT, _interrupt_once)
     try:
         if parts:
             from mini_transformer.synthesis.merge import merge
@@ -53,4 +56,12 @@ def main(argv: Sequence[str]) -> int:
         command = "The same command" + " without --overwrite" * config.overwrite
         print(f"\nStopped; what was kept is in {config.out}. {command} goes on from here.")
         return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
     return 0
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """A second Ctrl-C must not break into what the first one has still to put in order, which is soon done."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """What is taken off an answer before it is judged: thoughts, chatter and markup around the text itself."""
 
+import html
 import re
 import unicodedata
 
@@ -15,11 +16,15 @@ _HEADING = re.compile(r"^ *#{1,6} +", re.MULTILINE)
 _QUOTE = re.compile(r"^> ?", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*{1,3}|(?<!\w)_{1,3})(?=\S)([^*_\n]*?\S)\1(?!\w)")
 _BULLET = re.compile(r"^ *[*•] +", re.MULTILINE)
-_LABEL = re.compile(r"^(?:titre|title) *: *", re.IGNORECASE | re.MULTILINE)
+_LABEL = re.compile(
+    r"^(?:titre|title|(?:la )?moral(?:e|ité)?(?: (?:de (?:la|cette) fable|de l'histoire|du conte))?) *: *",
+    re.IGNORECASE | re.MULTILINE,
+)
 # Labels that stand alone where only text should: "Strophe 2 :", "Premier quatrain", "Fable :", "(Fin)".
 _ALONE = re.compile(
     r"^[^\w\n]*(?:(?:premi(?:er|ère)|second|seconde|deuxième|troisième|quatrième|dernier|dernière) +)?"
-    r"(?:strophe|quatrain|tercet|couplet|paragraphe|vers|partie|fable|poème|conte|dialogue|texte|fin)"
+    r"(?:strophe|quatrain|tercet|couplet|paragraphe|vers|partie|fable|poème|conte|dialogue|texte|fin"
+    r"|moralité|morale)"
     r"(?: *\d+| +[ivx]+)?[^\w\n]*$\n?",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -69,7 +74,7 @@ def plain(text: str) -> str:
 
 def clean(text: str) -> str:
     """The text itself out of a model's answer: no thoughts, no markup, nothing said before or after it."""
-    text = _SPECIAL.sub("", _THOUGHT_END.sub("", _THOUGHT.sub("", plain(text))))
+    text = _SPECIAL.sub("", _THOUGHT_END.sub("", _THOUGHT.sub("", plain(html.unescape(text)))))
     for markup in (_FENCE, _RULE, _HEADING, _QUOTE):
         text = markup.sub("", text)
     for _ in range(2):  # bold inside of italics

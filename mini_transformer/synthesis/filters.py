@@ -63,8 +63,8 @@ class Candidate:
 
 
 def cut(c: Candidate) -> str | None:
-    """Cut off at --max-new-tokens, in the middle of a sentence."""
-    return None if c.finished else "cut"
+    """Not ended by the model itself but cut off, as at --max-new-tokens."""
+    return None if c.finished else CUT
 
 
 def length(c: Candidate) -> str | None:
@@ -130,8 +130,8 @@ def ending(c: Candidate) -> str | None:
 
 CHECKS: dict[str, Callable[[Candidate], str | None]] = {
     "cut": cut,
+    "refusal": refusal,  # before the length: an excuse is short, too
     "length": length,
-    "refusal": refusal,
     "chatter": chatter,
     "language": language,
     "repetition": repetition,
@@ -157,7 +157,7 @@ def choose(wanted: str) -> tuple[str, ...]:
 def judge(candidate: Candidate, chosen: Sequence[str]) -> str | None:
     """The reason to drop a text, or None: the first check that objects speaks."""
     if not candidate.text.strip():
-        return EMPTY
+        return EMPTY if candidate.finished else CUT  # such as a thought without an end
     return next((reason for name in chosen if name in CHECKS and (reason := CHECKS[name](candidate))), None)
 
 

@@ -15,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mini_transformer.data.sources import read_text
 from mini_transformer.errors import UserError
 
 FORMS = ("verse", "prose", "dialogue")
@@ -116,11 +115,15 @@ def embedded_recipe() -> Path:
 
 def load(path: Path, language: str) -> Recipe:
     """Read a recipe and check it. Raises `UserError` naming the entry that is wrong."""
-    text = read_text(path)
+    text = _read(path)
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: no valid TOML: {error}") from None
+
+    def known(table: dict[str, Any], names: tuple[str, ...], where: str) -> None:
+        if unknown := next((name for name in table if name not in names), None):
+            raise UserError(f"{path}: {where}{unknown}: unknown; there are {', '.join(names)}")
 
     def text_of(table: dict[str, Any], name: str, where: str) -> str:
         if not isinstance(table.get(name), str) or not table[name].strip():
@@ -132,6 +135,13 @@ def load(path: Path, language: str) -> Recipe:
             raise UserError(f"{path}: {name}: expected a table [{name}] with at least one entry")
         return raw[name]
 
+    def no_braces(text: str, where: str) -> None:
+        if brace := re.search(r".{0,10}[{}].{0,10}", text):
+            raise UserError(
+                f"{path}: {where}: a brace that holds no place, at {brace[0].strip()!r}; only {{name}} of a slot does"
+            )
+
+    known(raw, ("system", "languages", "kinds", "slots"), "")
     languages = table_of("languages")
     if language not in languages:
         raise UserError(f"--language: {language} is not in {path.name}, which has {', '.join(languages)}")
@@ -142,6 +152,8 @@ def load(path: Path, language: str) -> Recipe:
         if len(set(values)) < len(values):
             twice = next(value for value in values if values.count(value) > 1)
             raise UserError(f"{path}: slots.{name}: {twice!r} stands there twice")
+        for value in values:
+            no_braces(value, f"slots.{name}")
         slots[name] = tuple(values)
     language_name = text_of(languages, language, "languages.")
     kinds = []
@@ -149,6 +161,7 @@ def load(path: Path, language: str) -> Recipe:
         where = f"kinds.{name}."
         if not isinstance(entry, dict):
             raise UserError(f"{path}: kinds.{name}: expected a table")
+        known(entry, ("form", "words", "share", "prompt"), where)
         if entry.get("form") not in FORMS:
             raise UserError(f"{path}: {where}form: {entry.get('form')!r} is not one of {', '.join(FORMS)}")
         words, share = entry.get("words", [1, 10_000]), entry.get("share", 1)
@@ -161,6 +174,22 @@ def load(path: Path, language: str) -> Recipe:
         for slot in used:
             if slot not in slots:
                 raise UserError(f"{path}: {where}prompt: {{{slot}}} is none of the slots {', '.join(slots)}")
+        no_braces(_PLACEHOLDER.sub("", prompt), f"{where}prompt")
         kinds.append(Kind(name, entry["form"], (words[0], words[1]), share, prompt, used))
+    for name in slots:
+        if not any(name in kind.slots for kind in kinds):
+            raise UserError(f"{path}: slots.{name}: no prompt has {{{name}}}; use it or take it out")
     system = text_of(raw, "system", "").replace("{language}", language_name)
+    no_braces(system, "system")
     return Recipe(system, tuple(kinds), slots, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of UTF-8
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not in UTF-8, as a recipe must be; save it as UTF-8") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

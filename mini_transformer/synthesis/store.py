@@ -14,6 +14,9 @@ short. A new run changes nothing on disk before its first batch is there: until 
 
 import json
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,19 +76,20 @@ class Store:
         `progress` must already tell the state after it. Raises `UserError` if the disk is full.
         """
         try:
-            if self._new:
-                self._begin()
-            for path, records in ((self.samples, kept), (self.drops, dropped)):
-                if records:
-                    _append(self._files[path], "".join(_line(record) for record in records).encode())
-            self._save()
-            if kept:
-                _append(self._files[self.text], _text(kept))
+            with _uninterrupted():
+                if self._new:
+                    self._begin()
+                for path, records in ((self.samples, kept), (self.drops, dropped)):
+                    if records:
+                        _append(self._files[path], "".join(_line(record) for record in records).encode())
+                self._save()
+                if kept:
+                    _append(self._files[self.text], _text(kept))
+                self.records += kept
         except OSError as error:
             raise UserError(
                 f"--out: {self.text} cannot be written ({error.strerror}); the samples so far are kept"
             ) from None
-        self.records += kept
 
     def close(self) -> None:
         """Close the files; another process may go on. A run that got nothing leaves nothing behind."""
@@ -201,6 +205,19 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
         if both[0] != both[1]:
             return name
     return None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done."""
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -95,6 +95,12 @@ def test_cleaning_leaves_the_text_alone() -> None:
             "Le rat\n\nCette fable contient\nplus d'un enseignement.",
             "Le rat\n\nCette fable contient\nplus d'un enseignement.",
         ),
+        ("Le rat\n\nMorale : Qui mange dort.", "Le rat\n\nQui mange dort."),
+        ("Le rat\n\n**La morale de la fable :**\nQui mange dort.", "Le rat\n\nQui mange dort."),
+        ("Le rat\n\nMORALITÉ\nQui mange dort.", "Le rat\n\nQui mange dort."),
+        ("Sa moralité : nulle.\nMorale et loi.", "Sa moralité : nulle.\nMorale et loi."),
+        ("&laquo;&nbsp;Non&nbsp;&raquo;, il n&#39;a rien, dit-il", "« Non », il n'a rien, dit-il"),
+        ("&lt;think&gt;hmm&lt;/think&gt;Le rat & moi", "Le rat & moi"),
         ("un_mot_souligné et 3*4*5", "un_mot_souligné et 3*4*5"),
     ],
 )
@@ -126,6 +132,14 @@ def test_filters_are_chosen_by_name() -> None:
     assert judge(Candidate(" \n", VERSE, "fr", True), ()) == filters.EMPTY
 
 
+def test_what_a_text_is_dropped_for_is_told() -> None:
+    fable = KINDS["fable"]
+    excuse = "Je suis désolé, mais je ne peux pas écrire cela."
+    assert judge(Candidate(excuse, fable, "fr", True), tuple(CHECKS)) == "refusal"
+    assert judge(Candidate(clean("<think>Voyons"), fable, "fr", False), tuple(CHECKS)) == "cut"
+    assert judge(Candidate(clean("<think>Voyons"), fable, "fr", True), tuple(CHECKS)) == "empty"
+
+
 def test_quotations_are_dropped() -> None:
     from mini_transformer.data.words import all_word_runs
 
@@ -144,3 +158,10 @@ def test_duplicates_exact_and_near() -> None:
         "near-duplicate"
     )
     assert seen.add("\n".join([*lines[:3], *texts[2].split("\n")[:4], *texts[3].split("\n")[:9]])) is None
+
+
+def test_duplicates_in_any_script() -> None:
+    seen = Seen()
+    texts = ["Лиса и виноград висят", "Ворон и лисица спорят", "狐狸和葡萄", "乌鸦与狐狸"]
+    assert [seen.add(text) for text in texts] == [None] * 4
+    assert [seen.add(text) for text in texts] == ["duplicate"] * 4

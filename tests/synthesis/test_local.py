@@ -1,5 +1,6 @@
 """The real `transformers` path, with a small model of the Qwen2 family."""
 
+import json
 import os
 import re
 import shutil
@@ -185,6 +186,50 @@ def test_models_that_will_not_do(instruct_model: Path, tmp_path: Path) -> None:
         engine(base)
     with pytest.raises(UserError, match=r"--model: \./nowhere: there is no such folder"):
         engine("./nowhere")
+
+
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def resize(file: Path) -> None:
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"hidden_size": 64, "intermediate_size": 32}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", tear, "cannot be loaded: Error while deserializing header"),
+        ("config.json", resize, "cannot be loaded: its weights do not have the sizes that its config.json tells"),
+        ("config.json", lambda file: file.write_text("[]"), "cannot be loaded: "),
+        ("tokenizer.json", lambda file: file.write_text('{"model": 3}'), "cannot be loaded: "),
+        ("tokenizer.json", Path.unlink, "has no tokenizer; copy its tokenizer.json beside the weights"),
+        ("chat_template.jinja", lambda file: file.write_text("{% if"), "does not work: unexpected 'end of template'"),
+        ("chat_template.jinja", lambda file: file.write_text("{{ 1 + 'a' }}"), "does not work: unsupported operand"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(
+    instruct_model: Path, tmp_path: Path, name: str, damage: Callable[[Path], Any], message: str
+) -> None:
+    shutil.copytree(instruct_model, tmp_path / "model")
+    damage(tmp_path / "model" / name)
+    with pytest.raises(UserError) as caught:
+        engine(tmp_path / "model")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_reason_is_told_in_one_line(instruct_model: Path, tmp_path: Path) -> None:
+    """The libraries' messages have a list behind their first line: what they looked for."""
+    shutil.copytree(instruct_model, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"qwen2"', '"mistral"'), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded: Couldn't instantiate .* \(2\) a slow tokenizer") as caught:
+        engine(tmp_path / "model")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_text_beyond_the_context_is_announced_once(instruct_model: Path) -> None:

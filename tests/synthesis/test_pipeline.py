@@ -133,10 +133,10 @@ def test_dropped_samples_are_asked_again_first(tmp_path: Path) -> None:
 
     engine, store = scripted(tmp_path, answer)
     assert engine.asked[:9] == [(0, 0), (1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1), (4, 0), (2, 2)]
-    assert store.progress.drops == {"too short": 1, "empty": 2, "quote": 3}
+    assert store.progress.drops == {"refusal": 1, "empty": 2, "quote": 3}
     check_outputs(tmp_path / "mix.txt", range(10))
     drops = [json.loads(line) for line in (tmp_path / "mix.drops.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(d["number"], d["attempt"], d["reason"]) for d in drops][:2] == [(1, 0, "too short"), (2, 0, "empty")]
+    assert [(d["number"], d["attempt"], d["reason"]) for d in drops][:2] == [(1, 0, "refusal"), (2, 0, "empty")]
 
 
 def test_a_sample_is_given_up_after_the_retries_and_another_takes_its_place(tmp_path: Path) -> None:

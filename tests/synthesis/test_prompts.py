@@ -1,6 +1,7 @@
 """Prompts: a pure function of recipe, seed and number; balanced; none comes back before all have been used."""
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -105,6 +106,14 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         ("share = 2", "words = [9, 3]", "kinds.fable.words: expected [fewest, most]"),
         ('"un chat"', '"un rat"', "slots.animal: 'un rat' stands there twice"),
         ('["un rat", "un chat"]', "[]", "slots.animal: expected a list of texts"),
+        ("share = 2", "shares = 2", "kinds.fable.shares: unknown; there are form, words, share, prompt"),
+        ("system =", "temperature = 1\nsystem =", "temperature: unknown; there are system, languages, kinds, slots"),
+        ("[slots]", '[slots]\nlieu = ["ici"]', "slots.lieu: no prompt has {lieu}; use it or take it out"),
+        ("{animal}", "{animal} et { y }", "kinds.fable.prompt: a brace that holds no place, at"),
+        ("{animal}", "{animal} et {z z}", "kinds.fable.prompt: a brace that holds no place, at"),
+        ("{animal}", "{animal} et {lieu-dit}", "kinds.fable.prompt: a brace that holds no place, at"),
+        ("un rat", "un rat de {language}", "slots.animal: a brace that holds no place, at 'un rat de {language}'"),
+        ("en {language}", "en {animal}", "system: a brace that holds no place, at"),
         ('fr = "français"', 'en = "anglais"', "--language: fr is not in"),
     ],
 )
@@ -115,3 +124,31 @@ def test_a_wrong_recipe_is_refused_by_its_entry(tmp_path: Path, old: str, new: s
         load(tmp_path / "r.toml", "fr")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_how_a_recipe_may_be_encoded(tmp_path: Path) -> None:
+    for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig"), ("old", "latin-1")):
+        (tmp_path / name).write_text(GOOD, encoding=encoding)
+    assert load(tmp_path / "marked", "fr") == load(tmp_path / "plain", "fr")
+    with pytest.raises(UserError, match=r"old: is not in UTF-8, as a recipe must be; save it as UTF-8$"):
+        load(tmp_path / "old", "fr")
+    with pytest.raises(UserError, match=r"none: no such file$"):
+        load(tmp_path / "none", "fr")
+    with pytest.raises(UserError, match=r": cannot be read \(Is a directory\)$"):
+        load(tmp_path, "fr")
+
+
+def test_the_values_of_the_recipe_fit_into_any_prompt() -> None:
+    """No contraction or elision is due before a value, sentences end once, and seasons stand in one list only."""
+    for number in range(2000):
+        prompt = RECIPE.prompt(number, 3)
+        assert not re.search(r"\b(?:à|de) les?\b|\b(?:de|que|le|la) [aeéèêiou]|\?\.|\.\.|  | [,.]", prompt.text), (
+            prompt.text
+        )
+        assert sum(name in prompt.slots for name in ("hour", "moment")) <= 1
+    season = re.compile(r"neige|\bgel|hiver|canicule|automne|printemps|octobre|novembre|moissons|hirondelles")
+    for name, values in RECIPE.slots.items():
+        assert name in ("hour", "moment") or not season.search(" ".join(values)), name
+    poem = next(kind for kind in RECIPE.kinds if kind.name == "poème")
+    fable = next(kind for kind in RECIPE.kinds if kind.name == "fable")
+    assert not set(poem.slots) & set(fable.slots)

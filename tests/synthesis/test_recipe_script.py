@@ -38,3 +38,10 @@ def test_generate_pretrain_finetune_evaluate(instruct_model: Path, tmp_path: Pat
     assert "this run is finished" in result.stdout
     assert len(records(tmp_path / "out here" / "data_mix.txt")) == 30
     assert (tmp_path / "out here" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["fables.txt"], ["fables.txt", "", "more"]])
+def test_without_its_two_files_the_usage_is_told(words: list[str]) -> None:
+    result = subprocess.run([str(ROOT / "recipes" / "synthetic.sh"), *words], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "usage: recipes/synthetic.sh FABLES.txt HELD_OUT.txt\n"

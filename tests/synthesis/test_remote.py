@@ -42,6 +42,7 @@ class Server(ThreadingHTTPServer):
         self.now = self.most_at_once = 0
         self.lock = threading.Lock()
         self.delay = 0.0
+        self.long_complaint = 0
         self.text: Callable[[int], str] = lambda seed: f"Texte numéro {seed}."
 
     @property
@@ -74,8 +75,10 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         if name == "status":
             status, _, wait = value.partition(" ")
-            body = f'{{"error": "no, not with {self.headers.get("Authorization")}"}}'.encode()
-            return self.send(int(status), body, {"Retry-After": wait} if wait else {})
+            error = f"no,{' not' * server.long_complaint} not with {self.headers.get('Authorization')}"
+            return self.send(int(status), json.dumps({"error": error}).encode(), {"Retry-After": wait} if wait else {})
+        if name == "redirect":
+            return self.send(307, b"", {"Location": value})
         if name == "hang":
             time.sleep(1.5)
             return None
@@ -84,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         if name == "garbage":
             return self.send(200, b'{"choices": []}', {})
         message = {"role": "assistant", "content": server.text(question["seed"])}
-        answer = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
+        end = value if name == "finish" else "stop"
+        answer = {"choices": [{"message": message, "finish_reason": end}], "usage": {"completion_tokens": 7}}
         body = json.dumps(answer).encode()
         if name == "cut":  # in the middle of the answer
             self.send_response(200)
@@ -116,10 +120,12 @@ def server() -> Iterator[Server]:
         server.shutdown()
 
 
-def engine(server: Server, said: list[str] | None = None, batch: int = 4, pause: float = 0.01) -> RemoteEngine:
+def engine(
+    server: Server, said: list[str] | None = None, batch: int = 4, pause: float = 0.01, patience: float = 20.0
+) -> RemoteEngine:
     config = SynthesisConfig(engine="openai", base_url=server.url, batch=batch, model="m", max_new_tokens=50)
     timeout = httpx.Timeout(connect=5.0, read=0.5, write=5.0, pool=None)
-    return RemoteEngine(config, (said if said is not None else []).append, pause, timeout)
+    return RemoteEngine(config, (said if said is not None else []).append, pause, timeout, patience)
 
 
 def write_all(writer: RemoteEngine, seeds: range) -> list[str]:
@@ -182,15 +188,59 @@ def test_the_wait_that_a_server_asks_for_is_respected(server: Server, form: str)
     assert (0.9 if form == "seconds" else 0.6) <= second - first < 4  # a date has whole seconds
 
 
+def test_the_wait_that_a_server_asks_for_is_not_the_same_for_all(server: Server) -> None:
+    server.plan = lambda seed, nth: "status 429 0.1" if nth == 0 else "answer"
+    write_all(engine(server, batch=8, pause=0.4), range(8))
+    times = {seed: [moment for moment, question, _ in server.requests if question["seed"] == seed] for seed in range(8)}
+    waits = [second - first for first, second in times.values()]
+    assert min(waits) >= 0.3
+    assert max(waits) - min(waits) > 0.03  # eight draws out of a fifth of a second
+
+
 def test_waits_grow_and_end(server: Server) -> None:
     server.plan = lambda seed, nth: "status 500"
-    with pytest.raises(UserError, match=r"failed 8 times in a row \(status 500\); the samples so far are kept"):
-        write_all(engine(server, pause=0.004), range(1))
+    with pytest.raises(
+        UserError, match=r"has answered nothing for 0.01 minutes \(status 500\); the samples so far are"
+    ):
+        write_all(engine(server, pause=0.004, patience=0.6), range(1))
     times = [moment for moment, _, _ in server.requests]
     waits = [b - a for a, b in itertools.pairwise(times)]
-    assert len(times) == 8
+    assert len(times) >= 8
     assert waits[-1] > 4 * waits[0]
     assert waits[-1] >= 0.004 * 2**6 * 0.5
+
+
+def test_a_server_that_answers_others_is_not_given_up(server: Server) -> None:
+    """One that limits its rate may refuse the same request for longer than the patience with one that is dead."""
+    refused_until = time.monotonic() + 1.2
+    server.plan = lambda seed, nth: "status 429" if seed == 0 and time.monotonic() < refused_until else "answer"
+    server.delay = 0.05
+    texts = write_all(engine(server, batch=2, pause=0.05, patience=0.4), range(30))
+    assert sorted(texts) == sorted(expected(range(30)))
+    assert server.counts[0] > 3
+
+
+def test_a_server_that_starts_again(server: Server) -> None:
+    """All requests fail for a while, more often than any number of tries; then the run goes on."""
+    back = time.monotonic() + 0.8
+    server.plan = lambda seed, nth: "answer" if time.monotonic() > back else "drop"
+    said: list[str] = []
+    assert sorted(write_all(engine(server, said, pause=0.001), range(4))) == expected(range(4))
+    assert min(server.counts.values()) > 8
+
+
+def test_no_server_at_all(server: Server) -> None:
+    server.server_close()
+    with pytest.raises(UserError, match=r"has answered nothing for .* minutes .cannot connect: "):
+        write_all(engine(server, patience=0.05), range(1))
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_an_answer_that_was_cut_short_is_not_finished(server: Server, reason: str) -> None:
+    server.plan = lambda seed, nth: f"finish {reason}"
+    writer = engine(server)
+    assert [output.finished for output in writer.write([Task(RECIPE.prompt(0, 1), 0, 0)])] == [False]
+    writer.close()
 
 
 @pytest.mark.parametrize(("status", "hint"), [(401, "is OPENAI_API_KEY set to the right key?"), (404, "end in /v1?")])
@@ -208,6 +258,44 @@ def test_a_refusal_is_final_and_the_key_stays_secret(
     assert err.count("\n") == 1
     everything = out + err + "".join(path.read_text() for path in tmp_path.glob("mix*"))
     assert KEY not in everything
+
+
+def test_no_piece_of_the_key_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a long complaint is cut off, the key is taken out of it before."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.plan = lambda seed, nth: "status 401"
+    told = []
+    for words in range(36, 46):
+        server.long_complaint = words
+        with pytest.raises(UserError) as caught:
+            write_all(engine(server), range(1))
+        assert KEY[:4] not in str(caught.value)
+        told.append("[key]" in str(caught.value))
+    assert set(told) == {True, False}  # cut off behind it, and before
+
+
+def test_a_redirect_is_named(server: Server) -> None:
+    server.plan = lambda seed, nth: "redirect https://elsewhere.example/v1/chat/completions"
+    with pytest.raises(
+        UserError, match=r"status 307, a redirect to https://elsewhere\.example/v1/chat/completions; give"
+    ):
+        write_all(engine(server), range(1))
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk one", "sk-clé"])
+def test_a_key_that_cannot_be_one(server: Server, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError) as caught:
+        engine(server)
+    assert str(caught.value).startswith("OPENAI_API_KEY: holds a space, a line break or a letter that no key has")
+    assert "sk" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rest", ["?api-version=3", "?", "#top"])
+def test_an_address_with_a_query_is_refused(rest: str) -> None:
+    config = SynthesisConfig(engine="openai", base_url=f"http://127.0.0.1:9/v1{rest}")
+    with pytest.raises(UserError, match="--base-url: ends in a query"):
+        RemoteEngine(config, print)
 
 
 def test_a_whole_run_through_storms(
@@ -278,6 +366,33 @@ def test_ctrl_c_keeps_what_there_is(server: Server, tmp_path: Path) -> None:
     found = records(out)
     assert len(found) >= 8
     check_outputs(out, [record["number"] for record in found])
+
+
+def test_ctrl_c_twice_at_once(server: Server, call: Call, tmp_path: Path) -> None:
+    """As an impatient hand, or a script that passes on a signal which came to the whole group anyway."""
+    code = """
+import os, sys
+from mini_transformer import cli
+from mini_transformer.synthesis.backends import remote
+request, count = remote.RemoteEngine._request, 0
+async def interrupting(self, task):
+    global count
+    count += 1
+    answer = await request(self, task)
+    if count >= 12:
+        os.kill(os.getpid(), 2); os.kill(os.getpid(), 2)
+    return answer
+remote.RemoteEngine._request = interrupting
+sys.exit(cli.run("generate-data", sys.argv[1:]))
+"""
+    out = tmp_path / "mix.txt"
+    words = ["--out", out, "--engine", "openai", "--base-url", server.url, "--filters", "none"]
+    process = spawn(["-c", code, *words], ROOT)
+    told, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert "Stopped; what was kept is in" in told
+    assert call("generate-data", *words, "--samples", 40)[0] == 0
+    check_outputs(out, range(40))
 
 
 def test_a_client_of_a_server_loads_no_torch() -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,11 @@ class LocalEngine:
         if not os.isatty(2):
             logging.disable_progress_bar()
         self._tokenizer, self._model = self._load()
+        if not self._tokenizer.encode("Une fable"):
+            raise UserError(f"--model: {config.model} has no tokenizer; copy its tokenizer.json beside the weights")
         if not self._tokenizer.chat_template:
             raise UserError(f"--model: {config.model} has no chat template; an instruct model is needed")
+        self._template("system", "prompt")  # raises now rather than in the middle of the work
         self._tokenizer.padding_side = "left"
         ends = self._model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -124,12 +128,16 @@ class LocalEngine:
         return [self._output(task, row) for task, row in zip(tasks, sequences[:, length:].tolist(), strict=True)]
 
     def _chat(self, prompt: Prompt) -> str:
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.text}]
-        try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError:  # some models know no system role
-            messages = [{"role": "user", "content": f"{prompt.system}\n\n{prompt.text}"}]
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._template(prompt.system, prompt.text)
+
+    def _template(self, system: str, text: str) -> str:
+        alone = [{"role": "user", "content": f"{system}\n\n{text}"}]  # some models know no system role
+        for messages in ([{"role": "system", "content": system}, {"role": "user", "content": text}], alone):
+            try:
+                return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except (TemplateError, TypeError) as error:
+                reason = _one_line(error)
+        raise UserError(f"--model: the chat template of {self._config.model} does not work: {reason}")
 
     def _warn_if_beyond_context(self, length: int) -> None:
         positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
@@ -174,16 +182,24 @@ class LocalEngine:
                 model = model.to(self._device)
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory on {self._device} while loading {name}: try --quantize 4bit") from None
-        except (OSError, ValueError) as error:
-            if from_cache:
+        except Exception as error:  # whatever the libraries make of a folder with damaged or missing files
+            if _SHORT_OF_MEMORY.search(str(error)):
+                raise UserError(f"out of memory on {self._device} while loading {name}: a smaller --model?") from None
+            if from_cache and isinstance(error, (OSError, ValueError)):
                 raise UserError(
                     f"--model: {name} is not in the cache of this machine, and the Hub cannot be reached; with a "
                     f"network, `hf download {name}` fetches it; without, copy its folder here and name it: "
                     "--model FOLDER"
                 ) from None
-            reason = str(error).strip().split("\n")[0]
+            reason = _one_line(error)
+            if "ignore_mismatched_sizes" in reason:  # a setting that is not ours; the sizes are in a report above
+                reason = "its weights do not have the sizes that its config.json tells"
             raise UserError(f"--model: {name} cannot be loaded: {reason}") from None
         return tokenizer, model.eval()
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
 
 
 def _must_be_cached(name: str) -> bool:
