@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mini_transformer.data.sources import read_text
+from mini_transformer.data.decoding import read_text
 from mini_transformer.errors import UserError
 
 FORMS = ("verse", "prose", "dialogue")
