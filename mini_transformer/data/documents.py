@@ -56,17 +56,17 @@ def stream_documents(chunks: Iterable[str], origin: str, piece: int = PIECE, har
     """
     text, begun = "", False  # what is not given out yet; whether a piece of its first document was
     searched = 0  # no gap begins before this place
-    for chunk in chunks:
+    for chunk in filter(None, chunks):
         text += chunk  # alone in its line, so that Python need not copy a long text
         start = 0
         while "\n" in chunk and (gap := GAP.search(text, searched)):
             yield from _finish(text[start : gap.start()], begun, origin, piece, hard)
             start = searched = gap.end()
             begun = False
-            if not _NO_BLANK.search(text, start):
-                # it may go on in the next chunk, and the shortest gap stands for it till then
-                text, start, searched = "\n\n\n" + text[start:], 0, 0
-                break
+        if start and not _NO_BLANK.search(text, start):
+            # the gap may go on in the next chunk, and the shortest one stands for it till then
+            text, searched = "\n\n\n" + text[start:], 0
+            continue
         while len(text) - start > piece and not chunk.isspace():
             if not begun:
                 start = len(text) - len(text[start:].lstrip("\n"))
@@ -76,7 +76,7 @@ def stream_documents(chunks: Iterable[str], origin: str, piece: int = PIECE, har
             start, begun = at, True
         text = text[start:]
         if visible := chunk.rstrip(" \t\n"):
-            searched = max(0, len(text) - len(chunk) + len(visible))
+            searched = len(text) - len(chunk) + len(visible)
         searched = text.find("\n", searched)
         searched = len(text) if searched < 0 else searched
     yield from _finish(text, begun, origin, piece, hard)

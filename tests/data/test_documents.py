@@ -13,7 +13,7 @@ from tests.conftest import FABLES
 
 TEXT = FABLES.read_text(encoding="utf-8")
 BPE = Tokenizer.train_bpe([TEXT], 600)
-ALPHABET = "ab é1.'\n\n\n\n\t "
+ALPHABET = "ab é1.'\n\n\n\n\t \u2028"
 
 
 def joined(pieces: list[Piece]) -> list[str]:
@@ -37,10 +37,13 @@ def chunks(text: str, borders: list[int]) -> list[str]:
 @example("a\n\n\n\n \n b c", [3, 4, 5, 6, 7, 8, 9], 1)
 @example("aa" + "\n" * 50 + "b", [10, 20], 1)
 @example("é bb bb bb bb\n\n", [5], 2)
+@example("\n\n\n\u2028\u2028\n\n\n\nb", list(range(9)), 1)
+@example(" ba \n\n\n\n\n\n    " + "   " + " \n   abb b", [14, 17], 5)
 @example("b" + " \n" * 60 + " a" + "\n\n \n\n  ", list(range(1, 120, 3)), 2)
 @example(" " * 30 + "\n" + " " * 30 + "\n \n\n  a", list(range(70)), 4)
 def test_streaming_equals_splitting(text: str, borders: list[int], piece: int) -> None:
-    found = list(stream_documents(chunks(text, borders), "here", piece, 3 * piece))
+    parts = [part for chunk in chunks(text, borders) for part in (chunk, "")]
+    found = list(stream_documents(parts, "here", piece, 3 * piece))
     assert joined(found) == split_documents(text)
     # and the pieces follow from the text alone
     assert found == [p for d in split_documents(text) for p in cut_document(d, "here", piece, 3 * piece)]
