@@ -3,11 +3,13 @@
 What the library `datasets` would misread, or end this process over, is refused here.
 """
 
+import contextlib
 import csv
 import functools
 import io
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +72,27 @@ def _check_no_null(path: Path) -> None:
 
 
 def _csv_settings(path: Path, beginning: str, field: str) -> dict[str, Any]:
-    """The field alone, as the text that stands there: not as a number, nor `NA` and `None` as nothing."""
-    settings = {"usecols": [field], "converters": {field: str}, "na_filter": False}
+    """Every field as the text that stands there: not as a number, nor `NA` and `None` as nothing."""
     fields: list[str] = []
     # semicolons are what Excel writes where the comma is the decimal point
     for separator in "\t" if ".tsv" in path.name.lower() else ",;\t":
-        names = _header(beginning, separator)
+        names, first = _rows(beginning, separator)
         if field in names:
-            return {"sep": separator, **settings}
+            if len(first) > len(names):  # which the library would take for an index, and shift the names
+                raise UserError(f"{path}: cannot be read: the first record has more fields than the header has names")
+            converters = dict.fromkeys(range(len(names)), str)
+            return {"sep": separator, "converters": converters, "na_filter": False}
         fields = max(fields, names, key=len)
     raise no_field(path, field, fields)
 
 
-def _header(text: str, separator: str) -> list[str]:
-    try:
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
-    except csv.Error:  # a field too long to be a name
-        return []
+def _rows(text: str, separator: str) -> tuple[list[str], list[str]]:
+    """The header and the first record; empty where they are too long to be told."""
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error):
+        rows += islice(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)), 2)
+    header, first = [*rows, [], []][:2]
+    return header, first
 
 
 def no_field(path: Path, field: str, fields: Iterable[str]) -> UserError:

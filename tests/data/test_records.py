@@ -76,6 +76,8 @@ def test_records_are_documents(tmp_path: Path, name: str) -> None:
             "utf-8",
             ["NA", "None", "null", "12", "1.50"],
         ),
+        ("long.csv", f"n,text\n1,{'x' * 200_000}\n2,deux\n", "utf-8", ["x" * 200_000, "deux"]),
+        ("mixed.csv", "n,text\n" + "1,un\n" * 99_999 + ",un\n", "utf-8", ["un"] * 100_000),
         ("T.TSV.gz", "n\ttext\n1\tété, 2\n", "cp1252", ["été, 2"]),
     ],
 )
@@ -214,6 +216,8 @@ def damage_parquet(path: Path) -> None:
         ("*.txt", lambda p: None, "no file fits this pattern"),
         ("a.parquet", no_rows, "empty: there is no text to learn from"),
         ("a.csv", lambda p: p.write_text("\n"), "empty: there is no text to learn from"),
+        ("a.csv", lambda p: p.write_text("text,n\na, b,1\nc,2\n"), "the first record has more fields than the header"),
+        ("a.csv", lambda p: p.write_text("text,n\na,1\nb, c,2\n"), "not this format (Error tokenizing data"),
         ("a.csv", lambda p: p.write_bytes(b"text\n\xe9t\xe9\n"), "name it (--encoding cp1252)"),
         ("a.jsonl", lambda p: p.write_bytes(b'{"text": "\xe9t\xe9"}\n'), "name it (--encoding cp1252)"),
         ("a.json", lambda p: p.write_text("null"), "not this format (it begins with 'null', not with a record"),
