@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mini_transformer import __version__
-from mini_transformer.config import flag
+from mini_transformer.config import LEARNT, flag
 from mini_transformer.errors import UserError
 
 EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -40,11 +40,21 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
-def path(word: str) -> Path:
-    """The type of a flag that names a file or folder: the empty word, as of an unset variable, is refused."""
+def name(word: str) -> str:
+    """The type of a flag that names something: the empty word, as of an unset variable, is refused."""
     if not word:
         raise argparse.ArgumentTypeError("an empty name")
-    return Path(word)
+    return word
+
+
+def path(word: str) -> Path:
+    """The type of a flag that names a file or folder."""
+    return Path(name(word))
+
+
+def tokenizer(word: str) -> str:
+    """The type of `--tokenizer`: a kind, in capital letters or not, or the name of a ready one."""
+    return word.lower() if word.lower() in LEARNT else name(word)
 
 
 def add_fields(parser: Parser, part: Any) -> None:
@@ -58,7 +68,8 @@ def add_fields(parser: Parser, part: Any) -> None:
         if f.type is bool:
             settings["action"] = "store_true"
         else:
-            settings["type"] = f.type if f.type in (int, float) else path if "Path" in str(f.type) else str
+            of_words = tokenizer if f.name == "tokenizer" else path if "Path" in str(f.type) else name
+            settings["type"] = f.type if f.type in (int, float) else of_words
             settings["metavar"] = f.metadata.get("metavar", {int: "N", float: "X"}.get(settings["type"]))
             if "choices" in f.metadata:
                 settings["choices"] = f.metadata["choices"]
@@ -89,7 +100,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one command; what goes wrong is told in one line on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # French text on any terminal, also under a C locale
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # and names that are not UTF-8
     try:
         command = importlib.import_module(f"mini_transformer.commands.{name.replace('-', '_')}")
         return int(command.main(sys.argv[1:] if argv is None else argv))
@@ -97,7 +108,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {str(error).replace(chr(10), ' ')}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()

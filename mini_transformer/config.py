@@ -16,6 +16,7 @@ from mini_transformer.errors import UserError
 SLIDING, FULL = "sliding_attention", "full_attention"
 SMALLEST_BPE = 257  # each byte and the end token
 USUAL_BPE = 4096
+LEARNT = ("char", "bpe")  # the tokenizers that are made from the text
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:

@@ -36,8 +36,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
+    try:
+        content = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:  # the name of a file need not be UTF-8
+        content = json.dumps(value, indent=2).encode("ascii")
     with replacing(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_bytes(content + b"\n")
 
 
 def try_lock(file: IO[Any]) -> bool:

@@ -1,8 +1,11 @@
 """Wrong input at the door: one line that says what, where and what to do; exit code 2; nothing written."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +50,12 @@ TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
         (["--data", FABLES, "--gpus", "99"], "--gpus 99: there is no GPU of that id"),
         (["--data", FABLES, "--gpus", "first"], "--gpus first: expected the id of a GPU"),
         (["--data", FABLES, "--encoding", "klingon"], "--encoding: 'klingon' is not a known encoding"),
+        (["--data", FABLES, "--encoding", ""], "--encoding: an empty name"),
+        (["--data", FABLES, "--tokenizer", ""], "--tokenizer: an empty name"),
+        (
+            ["--data", FABLES, "--tokenizer", "CHAR", "--vocab-size", 300],
+            "--vocab-size: goes with --tokenizer bpe, not char",
+        ),
         (["--data", FABLES, "--preset", "huge"], "--preset: invalid choice: 'huge'"),
         (["--data", FABLES, "--val-data", "none.txt"], "none.txt: no such file"),
     ],
@@ -205,3 +214,10 @@ def test_nothing_heavy_is_loaded_for_help_and_errors() -> None:
     code = "import sys; from mini_transformer import cli; cli.run('train', []); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout == "False\n"
+
+
+def test_an_interruption_is_one_line(call: Call, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes to: reading it waits
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    assert call("evaluate", "--data", tmp_path / "pipe") == (130, "", "evaluate: interrupted\n")

@@ -1,3 +1,4 @@
+import json
 import os
 import stat
 from pathlib import Path
@@ -31,3 +32,9 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
 def test_json_keeps_accents(tmp_path: Path) -> None:
     write_json(tmp_path / "f.json", {"œuf": "été"})
     assert "œuf" in (tmp_path / "f.json").read_text(encoding="utf-8")
+
+
+def test_json_holds_names_that_are_no_unicode(tmp_path: Path) -> None:
+    value = {os.fsdecode(b"th\xe9"): "été"}
+    write_json(tmp_path / "f.json", value)
+    assert json.loads((tmp_path / "f.json").read_text(encoding="utf-8")) == value

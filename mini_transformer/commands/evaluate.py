@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mini_transformer.cli import Parser, add_model_flags, path
+from mini_transformer.cli import Parser, add_model_flags, name, path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -13,10 +13,10 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="evaluate", description="What it costs a model to reproduce a text: bits per character.")
     add_model_flags(parser)
     parser.add_argument("--data", type=path, required=True, metavar="FILE", help="text to measure on")
-    parser.add_argument("--encoding", default="utf-8", help="encoding of the text file")
+    parser.add_argument("--encoding", type=name, default="utf-8", help="encoding of the text file")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse(argv)
-    from mini_transformer.data.sources import read_text
+    from mini_transformer.data.decoding import read_text
     from mini_transformer.device import pick_device
     from mini_transformer.evaluation.likelihood import measure
     from mini_transformer.generation.generator import Writer

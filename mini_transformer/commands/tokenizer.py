@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mini_transformer.cli import Parser, path
-from mini_transformer.config import TextConfig, check_text, option_help
+from mini_transformer.cli import Parser, name, path, tokenizer
+from mini_transformer.config import LEARNT, TextConfig, check_text, option_help
 from mini_transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,17 +21,17 @@ def main(argv: Sequence[str]) -> int:
         "vocabulary, characters per token, longest tokens, and whether the text comes back unchanged.",
     )
     add = parser.add_argument
-    add("--data", type=path, nargs="+", metavar="FILE", help="texts to learn from, or to show")
-    add("--tokenizer", default="bpe", metavar="KIND", help=option_help(TextConfig, "tokenizer"))
+    add("--data", type=path, nargs="+", action="extend", metavar="FILE", help="texts to learn from, or to show")
+    add("--tokenizer", type=tokenizer, default="bpe", metavar="KIND", help=option_help(TextConfig, "tokenizer"))
     add("--vocab-size", type=int, default=0, metavar="N", help=option_help(TextConfig, "vocab_size"))
-    add("--encoding", default="utf-8", help="encoding of the text files")
-    add("--text-field", default="text", metavar="NAME", help=option_help(TextConfig, "text_field"))
+    add("--encoding", type=name, default="utf-8", help="encoding of the text files")
+    add("--text-field", type=name, default="text", metavar="NAME", help=option_help(TextConfig, "text_field"))
     add("--out-dir", type=path, metavar="DIR", help="where the tokenizer goes")
     add("--longest", type=int, default=10, metavar="N", help="longest tokens to show")
     given = parser.parse(argv)
     settings = TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size)
     check_text(settings)
-    trained = given.tokenizer in ("char", "bpe")
+    trained = given.tokenizer in LEARNT
     if trained and not given.data:
         raise UserError("--data: missing; say which text to learn from, or --tokenizer FOLDER to show a ready one")
     from mini_transformer.data.sources import Reading, nothing_to_learn, stream_source
@@ -44,11 +44,13 @@ def main(argv: Sequence[str]) -> int:
 
     if given.data and next(pieces(), None) is None:
         raise nothing_to_learn(given.data)
-    tokenizer = make_tokenizer(settings, (piece.text for piece in pieces()), progress=sys.stderr.isatty())
+    made = make_tokenizer(settings, (piece.text for piece in pieces()), progress=sys.stderr.isatty())
     if given.out_dir is not None:
-        write_tokenizer(tokenizer, given.out_dir)
-        print(f"The tokenizer is in {given.out_dir}: train with --tokenizer {given.out_dir}")
-    _show(tokenizer, pieces(), given.longest)
+        write_tokenizer(made, given.out_dir)
+        # a folder of the name of a kind must not be taken for the kind
+        where = f"./{given.out_dir}" if str(given.out_dir).lower() in LEARNT else given.out_dir
+        print(f"The tokenizer is in {given.out_dir}: train with --tokenizer {where}")
+    _show(made, pieces(), given.longest)
     return 0
 
 

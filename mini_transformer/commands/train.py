@@ -12,6 +12,7 @@ from mini_transformer.config import PRESETS, ModelConfig, OptimConfig, Phase, Ru
 from mini_transformer.errors import UserError
 
 ITERS, LR, LR_PRETRAIN = 10_000, 5e-4, 3e-4
+NUMBER = r"\d+(\.\d*)?|\.\d+"
 PRESET_HELP = (
     "shape, batch, rate and length that suit each other: tiny (minutes on two CPU cores), laptop (under an hour), "
     "mission (24 layers of width 512, for a GPU; the default)"
@@ -48,19 +49,27 @@ def train_parser(prog: str = "train") -> Parser:
     return parser
 
 
+def split_weight(word: str) -> tuple[str, str]:
+    """The path, and the weight or what stands in its place, of `FILE:WEIGHT`; all of `FILE`, and no weight."""
+    path, colon, weight = word.rpartition(":")
+    meant = re.fullmatch(NUMBER, weight) or (weight and path and Path(path).exists())
+    return (path, weight) if colon and meant and not Path(word).exists() else (word, "")
+
+
 def sources(words: Sequence[str], name: str) -> tuple[tuple[Path, ...], tuple[float, ...]]:
-    """The paths and the weights that `FILE` or `FILE:WEIGHT` mean. Raises `UserError` for a mixture of both."""
+    """The paths and the weights that `FILE` or `FILE:WEIGHT` mean.
+
+    Raises `UserError` for a weight that is no number above 0, and where some sources have one and others have none.
+    """
     paths, weights = [], []
     for word in words:
-        if not word:
-            raise UserError(f"{flag(name)}: an empty name")
-        path, colon, weight = word.rpartition(":")
-        if colon and re.fullmatch(r"\d+(\.\d*)?|\.\d+", weight) and not Path(word).exists():
-            if not float(weight) > 0:
-                raise UserError(f"{flag(name)}: {word}: a weight must be above 0")
+        path, weight = split_weight(word)
+        if not path:
+            raise UserError(f"{flag(name)}: {word!r}: an empty name")
+        if weight:
+            if not re.fullmatch(NUMBER, weight) or not float(weight) > 0:
+                raise UserError(f"{flag(name)}: {word}: a weight must be above 0, a number such as 0.7")
             weights.append(float(weight))
-        else:
-            path = word
         paths.append(Path(path))
     if weights and len(weights) < len(paths):
         raise UserError(f"{flag(name)}: give every source a weight, or none (FILE:0.7 FILE:0.3)")
@@ -105,6 +114,8 @@ def train_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         if given[name] is not None:
             other = "two phases" if len(phases) == 1 else "one phase (--data)"
             raise UserError(f"{flag(name)}: belongs to training in {other}")
+    if given.get("val_data") and split_weight(str(given["val_data"]))[1]:
+        raise UserError(f"--val-data: {given['val_data']}: takes no weight; name the file alone")
     return TrainConfig(phases, part(ModelConfig), part(OptimConfig), part(RunConfig), part(TextConfig))
 
 

@@ -50,18 +50,24 @@ def cut_document(text: str, origin: str, piece: int = PIECE, hard: int = HARD) -
 
 
 def stream_documents(chunks: Iterable[str], origin: str, piece: int = PIECE, hard: int = HARD) -> Iterator[Piece]:
-    """The pieces of all documents of a text that comes in chunks: those of `split_documents`, wherever chunks end."""
+    """The pieces of all documents of a text that comes in chunks: those of `split_documents`, wherever chunks end.
+
+    A chunk is looked at once or twice, however long the blank lines or spaces are that it belongs to.
+    """
     text, begun = "", False  # what is not given out yet; whether a piece of its first document was
     searched = 0  # no gap begins before this place
-    for chunk in chunks:
-        text, start = text + chunk, 0
-        while gap := GAP.search(text, searched):
-            if not _NO_BLANK.search(text, gap.end()):
-                break  # the gap may go on in the next chunk
+    for chunk in filter(None, chunks):
+        text += chunk  # alone in its line, so that Python need not copy a long text
+        start = 0
+        while "\n" in chunk and (gap := GAP.search(text, searched)):
             yield from _finish(text[start : gap.start()], begun, origin, piece, hard)
             start = searched = gap.end()
             begun = False
-        while len(text) - start > piece:
+        if start and not _NO_BLANK.search(text, start):
+            # the gap may go on in the next chunk, and the shortest one stands for it till then
+            text, searched = "\n\n\n" + text[start:], 0
+            continue
+        while len(text) - start > piece and not chunk.isspace():
             if not begun:
                 start = len(text) - len(text[start:].lstrip("\n"))
             if not (at := _cut(text, start, piece, hard)):
@@ -69,7 +75,10 @@ def stream_documents(chunks: Iterable[str], origin: str, piece: int = PIECE, har
             yield Piece(text[start:at], False, origin)
             start, begun = at, True
         text = text[start:]
-        searched = len(text.rstrip(" \t\n"))
+        if visible := chunk.rstrip(" \t\n"):
+            searched = len(text) - len(chunk) + len(visible)
+        searched = text.find("\n", searched)
+        searched = len(text) if searched < 0 else searched
     yield from _finish(text, begun, origin, piece, hard)
 
 

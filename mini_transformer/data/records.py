@@ -4,6 +4,7 @@ The library is an extra: it is imported only when such a source is named.
 """
 
 import functools
+import glob
 import logging
 import os
 from collections.abc import Iterator
@@ -11,23 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mini_transformer.data.documents import Piece, cut_document
+from mini_transformer.data.formats import kind_of, no_field, settings_of
 from mini_transformer.errors import UserError
 
 if TYPE_CHECKING:
     from mini_transformer.data.sources import Reading
 
 HUB = "hf:"
-KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-PACKED = (".gz", ".bz2", ".xz", ".zst")
 NAMED = 3  # unreadable records that are told in full
 
 _told: set[str] = set()  # sources whose unreadable records have been told: each is read more than once
-
-
-def kind_of(file: Path) -> str | None:
-    """The format of a file of records by its name, or None."""
-    name = file.with_suffix("") if file.suffix in PACKED else file
-    return KINDS.get(name.suffix)
 
 
 def is_hub(path: Path) -> bool:
@@ -82,7 +76,7 @@ def _short(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, reading: "Reading") -> Any:
     """The stream of a source's records."""
     try:
         import datasets
@@ -95,16 +89,28 @@ def _load(path: Path) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=True, revision=revision)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    settings = {"sep": "\t"} if ".tsv" in path.suffixes else {}
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: its name is not UTF-8, so 'datasets' cannot open it: rename the file") from None
+    settings = settings_of(path, reading.encoding, reading.text_field)
+    if settings is None:
+        return ()
+    # a name is a pattern to the library
+    settings |= {"data_files": glob.escape(os.fspath(path)), "split": "train", "streaming": True}
     kind = kind_of(path)
-    assert kind is not None
-    return datasets.load_dataset(kind, data_files=os.fspath(path), split="train", streaming=True, **settings)
+    records = datasets.load_dataset(kind, **settings)
+    if kind != "parquet":
+        return records
+    if reading.text_field not in records.column_names:
+        raise no_field(path, reading.text_field, records.column_names)
+    return datasets.load_dataset(kind, columns=[reading.text_field], **settings)
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def _records(path: Path, reading: "Reading") -> Iterator[dict[str, Any]]:
     """The records of a source. Raises `UserError` for whatever the library says."""
     try:
-        yield from _load(path)
+        yield from _load(path, reading)
     except UserError:
         raise
     except EOFError as error:
@@ -114,17 +120,20 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}: cannot be read ({_short(error)})") from None
         return  # so the library says that a file is empty
     except Exception as error:  # each format has its own errors
-        raise UserError(f"{path}: cannot be read: cut short, damaged or not this format ({_short(error)})") from None
+        advice = "; if it is in another encoding, name it (--encoding cp1252)"
+        raise UserError(
+            f"{path}: cannot be read: cut short, damaged or not this format ({_short(error)})"
+            + advice * isinstance(error, UnicodeDecodeError)
+        ) from None
 
 
 def stream_records(path: Path, reading: "Reading") -> Iterator[Piece]:
     """The text of each record, one document each. Raises `UserError` past the limit of unreadable records."""
     unreadable: list[str] = []
     count = 0
-    for number, record in enumerate(_records(path), 1):
+    for number, record in enumerate(_records(path, reading), 1):
         if reading.text_field not in record:
-            fields = ", ".join(sorted(record)) or "none"
-            raise UserError(f"--text-field: {path} has no field {reading.text_field!r}; its fields: {fields}")
+            raise no_field(path, reading.text_field, record)
         text = record[reading.text_field]
         if wrong := _what_is_wrong(text):
             count += 1

@@ -3,41 +3,24 @@
 Also the division of documents into those to train and those to validate on.
 """
 
-import bz2
-import codecs
 import glob
-import gzip
-import importlib
-import io
-import lzma
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 from mini_transformer.data import records
+from mini_transformer.data.decoding import COMPRESSED, decode, is_compressed, normalised
 from mini_transformer.data.documents import Piece, stream_documents
+from mini_transformer.data.formats import kind_of
 from mini_transformer.errors import UserError
 
 VALIDATION_SHARE = 0.1
 EVERY = round(1 / VALIDATION_SHARE)  # of ten documents or more, the last of each ten is for validation
-CHUNK = 1 << 20  # bytes that are read at once
-# encodings in which a zero byte means that the file is no text
-_NO_ZERO = ("utf-8", "utf8", "utf-8-sig", "latin-1", "cp1252")
+TEXTS = (".txt", *(f".txt{packed}" for packed in COMPRESSED))
 
-
-def _open_zst(path: Path, mode: str) -> Any:
-    """A file that is packed by zstd, which is in Python itself from 3.14 on."""
-    try:
-        module = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
-    except ImportError:
-        raise UserError(f"{path}: needs the Python package 'backports.zstd': pip install backports.zstd") from None
-    return module.open(path, mode)
-
-
-COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
+_told: set[Path] = set()  # folders whose other files have been told: each is read more than once
 
 
 @dataclass(frozen=True)
@@ -56,103 +39,50 @@ class Document(NamedTuple):
     origin: str
 
 
-def _open(path: Path) -> IO[bytes]:
-    """A file of bytes, unpacked if its name says that it is compressed."""
-    return COMPRESSED.get(path.suffix, open)(path, "rb")
-
-
-def _read_chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file. Raises `UserError` if it is not there, damaged, or cannot be read."""
-    try:
-        with _open(path) as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a text file") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UserError:
-        raise
-    except Exception as error:  # each packing has its own errors
-        if path.suffix in COMPRESSED and getattr(error, "errno", None) is None:
-            raise UserError(f"{path}: cut short or damaged ({error})") from None
-        if not isinstance(error, OSError):
-            raise
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _decode(path: Path, encoding: str) -> Iterator[str]:
-    """The text of a file as it stands, in chunks. Raises `UserError` if it is no text of that encoding."""
-    try:
-        decoder = codecs.getincrementaldecoder(encoding)()
-        decoder.decode(b"", False)
-    except (LookupError, UnicodeError, ValueError, TypeError):
-        raise UserError(f"--encoding: {encoding!r} is not a known encoding; try utf-8, latin-1 or cp1252") from None
-    offset, no_zero = 0, encoding.lower().replace("_", "-") in _NO_ZERO
-
-    def decode(data: bytes, final: bool) -> str:
-        pending = decoder.getstate()[0]
-        try:
-            return decoder.decode(data, final)
-        except UnicodeDecodeError as error:
-            place = offset - len(pending) + error.start
-            raise UserError(
-                f"{path}: not {encoding}: byte 0x{error.object[error.start]:02x} at offset {place}; "
-                "if the file is in another encoding, name it (for example --encoding latin-1)"
-            ) from None
-
-    for chunk in _read_chunks(path):
-        if no_zero and b"\0" in chunk:
-            raise UserError(f"{path}: a binary file (zero byte at offset {offset + chunk.index(0)}), not text")
-        yield decode(chunk, final=False)
-        offset += len(chunk)
-    yield decode(b"", final=True)
-
-
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """The text of one file as it stands, line ends included. Raises `UserError` if it cannot be read as text."""
-    return "".join(_decode(path, encoding))
-
-
-def _normalised(chunks: Iterable[str]) -> Iterator[str]:
-    """The same with line feeds for line ends, and without a byte-order mark."""
-    newlines, first = io.IncrementalNewlineDecoder(None, translate=True), True
-    for chunk in chunks:
-        if first and chunk:
-            chunk, first = chunk.removeprefix("\ufeff"), False
-        yield newlines.decode(chunk)
-    yield newlines.decode("", final=True)
-
-
 def _files_below(folder: Path) -> list[Path]:
     """All files of a folder and its sub-folders but those of a model: what it wrote is not to be learnt from."""
     files: list[Path] = []
-    for place, folders, names in os.walk(folder):
-        if "run.json" in names:
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if "run.json" in names or real in seen:  # links may lead round in a circle
             folders.clear()
         else:
+            seen.add(real)
+            folders.sort()
             files += (Path(place, name) for name in names)
     return sorted(file for file in files if file.is_file())
+
+
+def _files_of_a_kind(folder: Path) -> list[Path]:
+    """All texts of a folder; where there are none, all its files of records. Texts come in one form or the other."""
+    everything = _files_below(folder)
+    texts = [file for file in everything if file.name.lower().endswith(TEXTS)]
+    others = [file for file in everything if kind_of(file)]
+    if texts and others and folder not in _told:
+        _told.add(folder)
+        print(f"{folder}: {len(others)} files of records left out (as {others[0].name}); name them to read them, too")
+    if not texts and not others:
+        raise UserError(f"{folder}: the folder holds no .txt file")
+    return texts or others
 
 
 def text_files(path: Path) -> list[Path]:
     """The file itself, or all `.txt` files of a folder and its sub-folders, in the order of their names.
 
     A folder without any is looked through for files of records. A path that is none but has `*`, `?` or `[` in it is a
-    pattern, and stands for the files that fit.
+    pattern, and stands for the files that fit. Raises `UserError` where there is no file, or none that can be read
+    more than once.
     """
     if path.is_dir():
-        suffixes = (".txt", *(f".txt{packed}" for packed in COMPRESSED))
-        everything = _files_below(path)
-        files = [p for p in everything if p.name.endswith(suffixes)] or [p for p in everything if records.kind_of(p)]
-        if not files:
-            raise UserError(f"{path}: the folder holds no .txt file")
-        return files
+        return _files_of_a_kind(path)
     if not path.exists() and glob.has_magic(str(path)) and not records.is_hub(path):
         files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not files:
             raise UserError(f"{path}: no file fits this pattern")
         return files
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; a text is read more than once, so save it as a file first")
     return [path]
 
 
@@ -162,17 +92,17 @@ def stream_source(path: Path, reading: Reading) -> Iterator[Piece]:
         yield from records.stream_records(path, reading)
         return
     for file in text_files(path):
-        if records.kind_of(file):
+        if kind_of(file):
             yield from records.stream_records(file, reading)
         else:
-            yield from stream_documents(_normalised(_decode(file, reading.encoding)), file.name)
+            yield from stream_documents(normalised(decode(file, reading.encoding)), file.name)
 
 
 def is_packed(path: Path) -> bool:
     """Whether a source may hold more text than it has bytes."""
     if records.is_hub(path):
         return True
-    return any(file.suffix in records.PACKED or records.kind_of(file) for file in text_files(path))
+    return any(is_compressed(file) or kind_of(file) for file in text_files(path))
 
 
 def stored_files(path: Path) -> list[Path]:

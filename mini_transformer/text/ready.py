@@ -42,7 +42,7 @@ def _find(name: str) -> Path:
     if path.is_file():
         return path
     # a name of the Hub has one slash at most, and does not begin like a path
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UserError(
             f"--tokenizer: {name!r}: no such folder; expected char, bpe, a folder with {FILE} or a Hub name"
         )

@@ -107,7 +107,7 @@ def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> Non
     material.tokenizer.save(config.run.out_dir, model.config.block_size)
     with replacing(config.run.out_dir / VALIDATION) as draft:
         lines = (f"{document.origin}\t{document.text}\n" for document in material.validation_titles)
-        draft.write_text("".join(lines), encoding="utf-8")
+        draft.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

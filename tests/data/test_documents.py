@@ -1,7 +1,9 @@
 """Streaming gives the documents that the plain split gives, wherever chunks end and documents are cut."""
 
+import time
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ from tests.conftest import FABLES
 
 TEXT = FABLES.read_text(encoding="utf-8")
 BPE = Tokenizer.train_bpe([TEXT], 600)
-ALPHABET = "ab é1.'\n\n\n\n\t "
+ALPHABET = "ab é1.'\n\n\n\n\t \u2028"
 
 
 def joined(pieces: list[Piece]) -> list[str]:
@@ -35,8 +37,13 @@ def chunks(text: str, borders: list[int]) -> list[str]:
 @example("a\n\n\n\n \n b c", [3, 4, 5, 6, 7, 8, 9], 1)
 @example("aa" + "\n" * 50 + "b", [10, 20], 1)
 @example("é bb bb bb bb\n\n", [5], 2)
+@example("\n\n\n\u2028\u2028\n\n\n\nb", list(range(9)), 1)
+@example(" ba \n\n\n\n\n\n    " + "   " + " \n   abb b", [14, 17], 5)
+@example("b" + " \n" * 60 + " a" + "\n\n \n\n  ", list(range(1, 120, 3)), 2)
+@example(" " * 30 + "\n" + " " * 30 + "\n \n\n  a", list(range(70)), 4)
 def test_streaming_equals_splitting(text: str, borders: list[int], piece: int) -> None:
-    found = list(stream_documents(chunks(text, borders), "here", piece, 3 * piece))
+    parts = [part for chunk in chunks(text, borders) for part in (chunk, "")]
+    found = list(stream_documents(parts, "here", piece, 3 * piece))
     assert joined(found) == split_documents(text)
     # and the pieces follow from the text alone
     assert found == [p for d in split_documents(text) for p in cut_document(d, "here", piece, 3 * piece)]
@@ -55,3 +62,12 @@ def test_a_long_text_without_spaces_is_cut_all_the_same() -> None:
     assert max(len(p.text) for p in pieces) <= 100
     assert joined(pieces) == ["x" * 1000]
     assert [p.last for p in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.parametrize("unit", [" \n", " "])
+def test_blank_text_takes_time_in_proportion(unit: str) -> None:
+    blank = [unit * (2**14 // len(unit))] * 256
+    started = time.process_time()
+    assert list(stream_documents(blank, "here")) == []
+    assert len(list(stream_documents(["a", *blank, "b"], "here"))) <= 2
+    assert time.process_time() - started < 5  # it takes a fraction of a second, and took many

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from mini_transformer.data import records
 from mini_transformer.data.sources import Reading, join_pieces, stream_source
 from mini_transformer.errors import UserError
 from tests.conftest import FABLES, ROOT
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd.open}
 Call = Callable[..., tuple[int, str, str]]
@@ -51,9 +54,60 @@ def test_records_are_documents(tmp_path: Path, name: str) -> None:
         with opener(path, "wt", encoding="utf-8") as file:
             file.write(content)
     found = read(path)
-    if name.endswith(("csv", "tsv")):  # an empty field is none, which is unreadable and left out
-        assert found == TEXTS
     assert found == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "encoding", "texts"),
+    [
+        ("D.JSONL", '{"text": "été"}\n', "utf-8", ["été"]),
+        ("d.ndjson", '{"text": "été"}\n', "latin-1", ["été"]),
+        ("d.jsonlines", '\ufeff{"text": "été"}\n', "utf8", ["été"]),
+        ("D.JSONL.GZ", '{"text": "été"}\n', "cp1252", ["été"]),
+        ("list.json", ' ["été", "deux"]', "utf-8", ["été", "deux"]),
+        ("a[1]*.jsonl", '{"text": "été"}\n', "utf-8", ["été"]),  # not a pattern
+        ("UP.CSV", "n,text\n1,été\n", "cp1252", ["été"]),
+        ("excel.csv", 'n;text\n1,5;été\n2;"a;b"\n', "cp1252", ["été", "a;b"]),
+        ("excel.csv", "n\ttext\n1\tœuf, été\n", "utf-16", ["œuf, été"]),
+        ("bom.csv", "\ufefftext\nété\n", "utf-8", ["été"]),
+        (
+            "words.csv",
+            'text,n\nNA,1\nNone,2\nnull,3\n12,4\n"",5\n1.50,6\n',
+            "utf-8",
+            ["NA", "None", "null", "12", "1.50"],
+        ),
+        ("long.csv", f"n,text\n1,{'x' * 200_000}\n2,deux\n", "utf-8", ["x" * 200_000, "deux"]),
+        ("mixed.csv", "n,text\n" + "1,un\n" * 99_999 + ",un\n", "utf-8", ["un"] * 100_000),
+        ("T.TSV.gz", "n\ttext\n1\tété, 2\n", "cp1252", ["été, 2"]),
+    ],
+)
+def test_suffixes_encodings_and_separators(
+    tmp_path: Path, name: str, content: str, encoding: str, texts: list[str]
+) -> None:
+    path = tmp_path / name
+    with OPEN.get(path.suffix.lower(), open)(path, "wb") as file:
+        file.write(content.encode(encoding))
+    assert read(path, encoding=encoding) == texts
+
+
+def test_the_field_alone_is_read_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict({"n": [[1.0] * 9], "content": ["un"]}).to_parquet(str(path))
+    assert read(path, text_field="content") == ["un"]
+    assert next(records._records(path, Reading(text_field="content"))) == {"content": "un"}
+    with pytest.raises(UserError, match=r"^--text-field: .*a\.parquet has no field 'text'; its fields: content, n$"):
+        read(path)
+
+
+def test_the_fields_that_an_error_names_are_few_and_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(",".join(["a long text without a header " * 9, *map(str, range(40))]) + "\n")
+    with pytest.raises(UserError, match=r"no field 'text'; its fields: 0, 1, .*, …$") as error:
+        read(path)
+    assert len(str(error.value)) < 300
+    path.write_text("a long text without a header " * 9)
+    with pytest.raises(UserError, match=r"its fields: a long text without a header a long text…$"):
+        read(path)
 
 
 def test_a_folder_of_records_and_another_field(tmp_path: Path) -> None:
@@ -134,6 +188,12 @@ def test_unreadable_records_are_counted_and_named(tmp_path: Path, capsys: pytest
         read(path, max_unreadable=0)
 
 
+def no_rows(path: Path) -> None:
+    table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+
+
 def damage_parquet(path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["un"] * 1000}).to_parquet(str(path))
     path.write_bytes(path.read_bytes()[:-200])
@@ -154,6 +214,18 @@ def damage_parquet(path: Path) -> None:
         ("a.jsonl", lambda p: None, "no such file"),
         ("a.txt.gz", lambda p: p.write_text("plain"), "cut short or damaged (Not a gzipped file"),
         ("*.txt", lambda p: None, "no file fits this pattern"),
+        ("a.parquet", no_rows, "empty: there is no text to learn from"),
+        ("a.csv", lambda p: p.write_text("\n"), "empty: there is no text to learn from"),
+        ("a.csv", lambda p: p.write_text("text,n\na, b,1\nc,2\n"), "the first record has more fields than the header"),
+        ("a.csv", lambda p: p.write_text("text,n\na,1\nb, c,2\n"), "not this format (Error tokenizing data"),
+        ("a.csv", lambda p: p.write_bytes(b"text\n\xe9t\xe9\n"), "name it (--encoding cp1252)"),
+        ("a.jsonl", lambda p: p.write_bytes(b'{"text": "\xe9t\xe9"}\n'), "name it (--encoding cp1252)"),
+        ("a.json", lambda p: p.write_text("null"), "not this format (it begins with 'null', not with a record"),
+        ("a.json.gz", lambda p: p.write_bytes(gzip.compress(b" \n null")), "not this format (it begins with 'null'"),
+        ("a.json", lambda p: p.write_text('[ null, {"text": "a"}]'), "not this format (it begins with '[ null, "),
+        ("a.ndjson", lambda p: p.write_text('{"text": "a"}\n' * 3 + "null\n"), "line 4 is null, not a record"),
+        ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n' * 99999 + "null\n"), "line 100000 is null, not a record"),
+        ("a.json", lambda p: p.write_text("12"), "not this format (it begins with '12', not with a record"),
     ],
 )
 @pytest.mark.parametrize("in_memory", [0, 10**6])

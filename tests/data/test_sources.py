@@ -1,12 +1,17 @@
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mini_transformer.data.decoding import read_text
 from mini_transformer.data.documents import split_documents
-from mini_transformer.data.sources import read_documents, read_text, split_validation, text_files
+from mini_transformer.data.sources import read_documents, split_validation, text_files
 from mini_transformer.errors import UserError
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(
@@ -75,3 +80,75 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
         read_documents((tmp_path,))
     file.write_bytes("été".encode("utf-16"))
     assert read_documents((file,), "utf-16") == ["été"]
+
+
+def test_suffixes_in_capital_letters_and_linked_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts, linked = tmp_path / "texts", tmp_path / "elsewhere"
+    for folder in (texts, linked):
+        folder.mkdir()
+    (texts / "UP.TXT").write_text("un")
+    (linked / "b.Txt").write_text("deux")
+    (texts / "link").symlink_to(linked, target_is_directory=True)
+    (linked / "round").symlink_to(texts, target_is_directory=True)
+    assert [file.name for file in text_files(texts)] == ["UP.TXT", "b.Txt"]
+    (texts / "a.jsonl").touch()
+    (texts / "b.csv").touch()
+    assert [file.name for file in text_files(texts)] == ["UP.TXT", "b.Txt"] == [f.name for f in text_files(texts)]
+    told = f"{texts}: 2 files of records left out (as a.jsonl); name them to read them, too\n"
+    assert capsys.readouterr().out == told
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: not a regular file; .* save it as a file first$"):
+        text_files(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "message"),
+    [
+        (b"abc", "utf-16", "text.txt: not utf-16 (UTF-16 stream does not start with BOM); if the file is in another"),
+        (b"616263", "hex", "--encoding: 'hex' is not a known encoding"),
+        (b"YWJj", "base64", "--encoding: 'base64' is not a known encoding"),
+        (b"+2AA-", "utf-7", "--encoding: 'utf-7' is not a known encoding"),
+        (b"\\ud800", "unicode_escape", "--encoding: 'unicode_escape' is not a known encoding"),
+        (b"", "", "--encoding: an empty name"),
+        (b"a\0b", "latin1", "text.txt: a binary file (zero byte at offset 1), not text"),
+        (b"a\0b", "L1", "text.txt: a binary file (zero byte at offset 1), not text"),
+        ("été".encode("utf-16"), "utf-8", "text.txt: not utf-8: it begins as UTF-16 does; --encoding utf-16 reads it"),
+        ("œ—ß".encode("utf-16"), "UTF8", "text.txt: not UTF8: it begins as UTF-16 does; --encoding utf-16 reads it"),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [0, 10**6])
+def test_wrong_encodings_are_one_line(
+    call: Call, tmp_path: Path, content: bytes, encoding: str, message: str, in_memory: int
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    flags = ["--data", file, "--encoding", encoding, "--in-memory", in_memory, "--cache-dir", tmp_path / "cache"]
+    code, _, err = call("prepare", *flags)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.removeprefix("prepare: ").removeprefix(f"{tmp_path}/").startswith(message)
+
+
+@pytest.mark.parametrize("in_memory", [0, 10**6])
+def test_names_of_files_need_not_be_utf_8(call: Call, tmp_path: Path, fables: Path, in_memory: int) -> None:
+    file = tmp_path / os.fsdecode(b"th\xe9\xe2tre.txt")
+    try:
+        file.write_bytes(fables.read_bytes())
+    except OSError:
+        pytest.skip("the file system wants UTF-8")
+    os.utime(file, (1, 1))
+    flags = ["--data", file, "--in-memory", in_memory, "--cache-dir", tmp_path / "cache"]
+    code, out, err = call("prepare", *flags)
+    assert (code, err) == (0, "")
+    assert out.endswith("Ready: train with the same flags starts at once\n")
+    if not in_memory:
+        assert "from the cache, nothing has changed" in call("prepare", *flags)[1]
+    small = ["--max-iters", 1, "--n-layer", 1, "--n-embd", 8, "--n-head", 2, "--block-size", 8, "--device", "cpu"]
+    code, _, err = call("train", *flags, *small, "--out-dir", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "th\\udce9\\udce2tre.txt\t" in (tmp_path / "out" / "validation.txt").read_text(encoding="utf-8")
+    code, _, err = call("prepare", "--data", file.rename(file.with_suffix(".jsonl")))
+    assert code == 2
+    assert "its name is not UTF-8, so 'datasets' cannot open it: rename the file" in err

@@ -135,6 +135,20 @@ def test_the_command_trains_and_shows(tmp_path: Path, call: Call) -> None:
     assert call("tokenizer", "--data", FABLES, "--vocab-size", 9)[2].startswith("tokenizer: --vocab-size: 9 is too")
 
 
+def test_the_command_reads_all_its_texts_and_knows_its_kinds(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("un")
+    Path("b.txt").write_text("deux")
+    code, out, _ = call("tokenizer", "--data", "a.txt", "--data", "b.txt", "--tokenizer", "BPE", "--out-dir", "bpe")
+    assert code == 0
+    assert "all 2 documents come back" in out
+    assert "train with --tokenizer ./bpe\n" in out  # `bpe` alone is the kind
+    assert call("tokenizer", "--tokenizer", "./bpe", "--data", "a.txt")[0] == 0
+    assert call("tokenizer", "--tokenizer", "")[2] == "tokenizer: --tokenizer: an empty name\n"
+
+
 def test_training_with_bpe_and_with_a_ready_one(tmp_path: Path, call: Call) -> None:
     out_dir = tmp_path / "out"
     flags = ["--data", FABLES, *TINY, "--max-iters", 2, "--out-dir", out_dir]
