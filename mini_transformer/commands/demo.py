@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--max-iters", type=int, metavar="N", help="iterations (default: those of the preset)")
     parser.add_argument("--overwrite", action="store_true", help="replace a demo of other settings")
     given = parser.parse(argv)
-    flags = ["--preset", "tiny", "--out-dir", str(given.out_dir)]
+    # on so little text, tokens of several letters learn words where characters learn letters
+    flags = ["--preset", "tiny", "--tokenizer", "bpe", "--vocab-size", "1024", "--out-dir", str(given.out_dir)]
     if given.max_iters is not None:
         check_limits("max_iters", given.max_iters, {"least": 1})
         flags += ["--max-iters", str(given.max_iters)]
