@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mini_transformer.data.sources import read_documents
 from mini_transformer.synthesis.prompts import embedded_recipe
+from tests.synthesis.server import server  # noqa: F401  # a fixture
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

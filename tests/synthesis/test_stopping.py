@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT, spawn
-from tests.synthesis import test_remote
 from tests.synthesis.conftest import check_outputs, flags, records
-from tests.synthesis.test_remote import Server
+from tests.synthesis.server import Server
 
 Call = Callable[..., tuple[int, str, str]]
-server = test_remote.server
 
 
 def words(server: Server, out: Path, *more: object) -> list[object]:
