@@ -79,10 +79,11 @@ class Cache:
 
     def keep(self, kind: str, key: str, value: dict[str, Any]) -> dict[str, Any]:
         """Keep some facts for `find`, and give them back."""
+        place = self.folder / kind
         with self.writing():
-            (self.folder / kind).mkdir(exist_ok=True)
-        with self.writing(), locked(self.folder / kind / f"{key[:32]}.lock"):
-            write_json(self.folder / kind / f"{key[:32]}.json", value)
+            place.mkdir(exist_ok=True)
+            with locked(place / f"{key[:32]}.lock"):
+                write_json(place / f"{key[:32]}.json", value)
         return value
 
     @staticmethod

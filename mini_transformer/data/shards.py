@@ -156,8 +156,9 @@ def _write(part: Path, pieces: Iterator[Piece], tokenizer: Tokenizer, title: str
         for piece in islice(pieces, progress.pieces):  # done before; the tokens of these are there
             content = piece.text.encode()
             bar.update(len(content))
-            text = text_hash() if piece.last else text
-            if not piece.last:
+            if piece.last:
+                text = text_hash()
+            else:
                 text.update(content)
         for batch in _batches(pieces):
             for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import tokenizers
 
-from mini_transformer.config import USUAL_BPE, Phase, TextConfig, TrainConfig
+from mini_transformer.config import LEARNT, USUAL_BPE, Phase, TextConfig, TrainConfig
 from mini_transformer.data.batches import Feed, Mixture, Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache, digest, locked
 from mini_transformer.data.corpus import Corpus, Encoded, HoldOut
@@ -175,7 +175,7 @@ def _tokenizer(text: TextConfig, store: Cache, corpora: Sequence[Corpus]) -> Tok
         texts = (piece for corpus in corpora for piece in corpus.texts())
         return make_tokenizer(text, texts, progress=sys.stderr.isatty())
 
-    if text.tokenizer not in ("char", "bpe") or not any(isinstance(c, LargeCorpus) for c in corpora):
+    if text.tokenizer not in LEARNT or not any(isinstance(c, LargeCorpus) for c in corpora):
         return learn()
     hashes = [corpus.digest for corpus in corpora]
     size = text.vocab_size or USUAL_BPE
