@@ -23,11 +23,11 @@ from tokenizers import models, trainers
 
 from mini_transformer.data.batches import Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache
-from mini_transformer.data.decoding import read_text
-from mini_transformer.data.documents import split_documents
+from mini_transformer.data.reading import read_text
 from mini_transformer.data.shards import make_shards, read_shards
 from mini_transformer.data.sources import Reading, stream_source
 from mini_transformer.data.stored import Sources
+from mini_transformer.text.documents import split_documents
 from mini_transformer.text.make import write_tokenizer
 from mini_transformer.text.tokenizer import BYTE_SYMBOLS, END, Tokenizer, byte_level
 

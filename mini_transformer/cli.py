@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mini_transformer import __version__
-from mini_transformer.config import LEARNT, flag
+from mini_transformer.config import TRAINABLE_TOKENIZERS, flag
 from mini_transformer.errors import UserError
 
 EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -54,7 +54,7 @@ def path(word: str) -> Path:
 
 def tokenizer(word: str) -> str:
     """The type of `--tokenizer`: a kind, in capital letters or not, or the name of a ready one."""
-    return word.lower() if word.lower() in LEARNT else name(word)
+    return word.lower() if word.lower() in TRAINABLE_TOKENIZERS else name(word)
 
 
 def add_fields(parser: Parser, part: Any) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-SMALLEST_BPE = 257  # each byte and the end token
-USUAL_BPE = 4096
-LEARNT = ("char", "bpe")  # the tokenizers that are made from the text
+MIN_VOCAB_SIZE = 257  # each byte and the end token
+DEFAULT_VOCAB_SIZE = 4096
+TRAINABLE_TOKENIZERS = ("char", "bpe")  # the tokenizers that are made from the text
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -217,8 +217,8 @@ def check_text(text: TextConfig) -> None:
     check_fields(text)
     if text.vocab_size and text.tokenizer != "bpe":
         raise UserError(f"--vocab-size: goes with --tokenizer bpe, not {text.tokenizer}")
-    if 0 < text.vocab_size < SMALLEST_BPE:
-        raise UserError(f"--vocab-size: {text.vocab_size} is too small: {SMALLEST_BPE} stand for bytes and the end")
+    if 0 < text.vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(f"--vocab-size: {text.vocab_size} is too small: {MIN_VOCAB_SIZE} stand for bytes and the end")
 
 
 def check(config: TrainConfig) -> None:

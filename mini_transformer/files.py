@@ -14,17 +14,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the body raises, `path` stays as it was.
     """
-    draft = path.with_name(f".{path.name}.draft")
+    temporary = path.with_name(f".{path.name}.temporary")
     try:
-        draft.touch()
-        permissions = draft.stat().st_mode
-        yield draft
-        draft.chmod(permissions)  # those of any new file, whoever wrote to it
-        with open(draft, "rb+") as file:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(permissions)  # those of any new file, whoever wrote to it
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        os.replace(temporary, path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":  # the new name itself is on disk only when its folder is
         folder = os.open(path.parent, os.O_RDONLY)
@@ -40,8 +40,8 @@ def write_json(path: Path, value: Any) -> None:
         content = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:  # the name of a file need not be UTF-8
         content = json.dumps(value, indent=2).encode("ascii")
-    with replacing(path) as draft:
-        draft.write_bytes(content + b"\n")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content + b"\n")
 
 
 def try_lock(file: IO[Any]) -> bool:

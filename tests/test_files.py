@@ -10,11 +10,11 @@ from mini_transformer.files import replacing, write_json
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "file.txt"
-    with replacing(file) as draft:
-        draft.write_text("first")
+    with replacing(file) as temporary:
+        temporary.write_text("first")
         assert not file.exists()
-    with pytest.raises(RuntimeError), replacing(file) as draft:
-        draft.write_text("half")
+    with pytest.raises(RuntimeError), replacing(file) as temporary:
+        temporary.write_text("half")
         raise RuntimeError
     assert file.read_text() == "first"
     assert os.listdir(tmp_path) == ["file.txt"]
@@ -22,9 +22,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    with replacing(tmp_path / "file") as draft:
-        draft.unlink()
-        draft.touch(mode=0o600)  # as some libraries write
+    with replacing(tmp_path / "file") as temporary:
+        temporary.unlink()
+        temporary.touch(mode=0o600)  # as some libraries write
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert stat.S_ISREG((tmp_path / "file").stat().st_mode)
 

@@ -8,8 +8,8 @@ Words are runs of French letters in lower case, so that « l'un » is two. Exit 
 import sys
 from pathlib import Path
 
-from mini_transformer.data.decoding import read_text
 from mini_transformer.data.overlap import runs
+from mini_transformer.data.reading import read_text
 from mini_transformer.data.sources import text_files
 from mini_transformer.data.words import RUN
 from mini_transformer.text.fables import load_fables

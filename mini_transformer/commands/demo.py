@@ -49,8 +49,8 @@ def _write_texts(folder: Path) -> dict[str, Path]:
             if file.exists() and not (folder / "run.json").exists() and file.read_text("utf-8") != content:
                 raise UserError(f"--out-dir: {file} is there, and is not of a demo; take another --out-dir")
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as draft:
-                draft.write_text(content, encoding="utf-8")
+            with replacing(file) as temporary:
+                temporary.write_text(content, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out-dir: {folder} cannot be written ({error.strerror})") from None
     return texts

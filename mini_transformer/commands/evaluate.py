@@ -16,10 +16,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--encoding", type=name, default="utf-8", help="encoding of the text file")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse(argv)
-    from mini_transformer.data.decoding import read_text
-    from mini_transformer.device import pick_device
+    from mini_transformer.data.reading import read_text
     from mini_transformer.evaluation.likelihood import measure
-    from mini_transformer.generation.generator import Writer
+    from mini_transformer.generation.engine import Engine
+    from mini_transformer.runtime import pick_device
 
     text = read_text(given.data, given.encoding)
     if "\r\n" in text:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
             "line feeds, so save the file with these for a fair figure",
             file=sys.stderr,
         )
-    writer = Writer.load(given.model_dir, pick_device(given.device, given.gpus))
+    writer = Engine.load(given.model_dir, pick_device(given.device, given.gpus))
     result = measure(writer.model, writer.tokenizer, text, str(given.data))
     if given.json:
         print(json.dumps(dataclasses.asdict(result)))

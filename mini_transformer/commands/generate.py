@@ -47,12 +47,13 @@ def main(argv: Sequence[str]) -> int:
             check_limits(name, getattr(given, name), limit)
     import secrets
 
-    from mini_transformer.device import pick_device
-    from mini_transformer.generation.generator import BORDER, Writer
-    from mini_transformer.generation.sampling import Sampling
+    from mini_transformer.generation.engine import Engine
+    from mini_transformer.generation.sampling import SamplingConfig
+    from mini_transformer.runtime import pick_device
+    from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 
-    writer = Writer.load(given.model_dir, pick_device(given.device, given.gpus))
-    sampling = Sampling(given.temperature, given.top_k, given.top_p)
+    writer = Engine.load(given.model_dir, pick_device(given.device, given.gpus))
+    sampling = SamplingConfig(given.temperature, given.top_k, given.top_p)
     seed = given.seed
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"seed {seed}", file=sys.stderr)
     for number in range(given.num_samples):
         pieces = writer.write(given.prompt, given.max_new_tokens, sampling, seed + number, given.stop_at_end)
-        print((BORDER if number else "") + given.prompt, end="", flush=True)
+        print((DOCUMENT_SEPARATOR if number else "") + given.prompt, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
     print()

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mini_transformer.cli import Parser, name, path, tokenizer
-from mini_transformer.config import LEARNT, TextConfig, check_text, option_help
+from mini_transformer.config import TRAINABLE_TOKENIZERS, TextConfig, check_text, option_help
 from mini_transformer.errors import UserError
 
 if TYPE_CHECKING:
-    from mini_transformer.data.documents import Piece
+    from mini_transformer.text.documents import Piece
     from mini_transformer.text.tokenizer import Tokenizer
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse(argv)
     settings = TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size)
     check_text(settings)
-    trained = given.tokenizer in LEARNT
+    trained = given.tokenizer in TRAINABLE_TOKENIZERS
     if trained and not given.data:
         raise UserError("--data: missing; say which text to learn from, or --tokenizer FOLDER to show a ready one")
     from mini_transformer.data.sources import Reading, nothing_to_learn, stream_source
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if given.out_dir is not None:
         write_tokenizer(made, given.out_dir)
         # a folder of the name of a kind must not be taken for the kind
-        where = f"./{given.out_dir}" if str(given.out_dir).lower() in LEARNT else given.out_dir
+        where = f"./{given.out_dir}" if str(given.out_dir).lower() in TRAINABLE_TOKENIZERS else given.out_dir
         print(f"The tokenizer is in {given.out_dir}: train with --tokenizer {where}")
     _show(made, pieces(), given.longest)
     return 0

@@ -19,9 +19,9 @@ Batch = tuple[Tensor, Tensor]
 CYCLE = 1000  # rows in which the shares of a mixture come out exactly
 
 
-def join_documents(documents: Sequence[Tokens], end_id: int) -> Tokens:
+def join_documents(documents: Sequence[Tokens], eot_id: int) -> Tokens:
     """The stream of some documents, an end token before, between and behind them."""
-    end = np.array([end_id], dtype=documents[0].dtype if documents else np.uint32)
+    end = np.array([eot_id], dtype=documents[0].dtype if documents else np.uint32)
     return np.concatenate([end] + [part for document in documents for part in (document, end)])
 
 
@@ -49,15 +49,15 @@ class TrainingStream:
     number, so there is no state to save.
     """
 
-    def __init__(self, documents: Sequence[Tokens], end_id: int, seed: int, *more_seeds: int) -> None:
+    def __init__(self, documents: Sequence[Tokens], eot_id: int, seed: int, *more_seeds: int) -> None:
         if not isinstance(documents, TokenDocuments):
             documents = TokenDocuments.from_list(documents)
         self.documents = documents
-        self.end_id = end_id
+        self.eot_id = eot_id
         self.seed = (seed, *more_seeds)
         self.epoch_tokens = int(documents.lengths.sum()) + len(documents)
         self._epoch = -1
-        self._stream = DocumentStream(documents, end_id, np.empty(0, dtype=np.int64))
+        self._stream = DocumentStream(documents, eot_id, np.empty(0, dtype=np.int64))
 
     def read(self, start: int, length: int) -> Tokens:
         """Tokens `start` to `start + length` of the endless stream; each epoch begins with an end token."""
@@ -66,7 +66,7 @@ class TrainingStream:
             epoch, offset = divmod(start, self.epoch_tokens)
             if epoch != self._epoch:
                 order = np.random.default_rng([self.seed[0], epoch, *self.seed[1:]]).permutation(len(self.documents))
-                self._stream, self._epoch = DocumentStream(self.documents, self.end_id, order), epoch
+                self._stream, self._epoch = DocumentStream(self.documents, self.eot_id, order), epoch
             # the end token behind the last document is the one before the next epoch's first
             parts.append(self._stream.read(offset, min(offset + length, self.epoch_tokens)))
             start += len(parts[-1])

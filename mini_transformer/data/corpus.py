@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mini_transformer.data.documents import cut_document
 from mini_transformer.data.sources import EVERY, Document, split_validation
 from mini_transformer.data.tokens import Integers, TokenDocuments
+from mini_transformer.text.documents import cut_document
 from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
 HoldOut = Literal["none", "tenth", "all"]

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mini_transformer.data.decoding import find_codec, is_compressed, look_into, read_chunks
+from mini_transformer.data.reading import find_codec, is_compressed, look_into, read_chunks
 from mini_transformer.errors import UserError
 
 KINDS = dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "json")

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from mini_transformer.data import shards
 from mini_transformer.data.cache import digest
 from mini_transformer.data.corpus import Encoded, HoldOut, Part, digests, first_line, tokens_in
-from mini_transformer.data.documents import Piece
 from mini_transformer.data.sources import EVERY, VALIDATION_SHARE, Document
 from mini_transformer.data.stored import Sources
+from mini_transformer.text.documents import Piece
 from mini_transformer.text.tokenizer import Tokenizer
 
 TITLE = 100  # tokens that are looked at for the first line of a document

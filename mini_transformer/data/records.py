@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mini_transformer.data.documents import Piece, cut_document
 from mini_transformer.data.formats import kind_of, no_field, settings_of
 from mini_transformer.errors import UserError
+from mini_transformer.text.documents import Piece, cut_document
 
 if TYPE_CHECKING:
     from mini_transformer.data.sources import Reading

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from mini_transformer.data.cache import locked
 from mini_transformer.data.corpus import Part, hash_number, text_hash
-from mini_transformer.data.documents import Piece
 from mini_transformer.data.sources import EVERY, nothing_to_learn
 from mini_transformer.data.stored import Sources
 from mini_transformer.data.tokens import TokenDocuments
 from mini_transformer.errors import UserError
 from mini_transformer.files import write_json
+from mini_transformer.text.documents import Piece
 from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
 FORMAT = 2

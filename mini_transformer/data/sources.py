@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mini_transformer.data import records
-from mini_transformer.data.decoding import COMPRESSED, decode, is_compressed, normalised
-from mini_transformer.data.documents import Piece, stream_documents
 from mini_transformer.data.formats import kind_of
+from mini_transformer.data.reading import COMPRESSED, decode, is_compressed, normalised
 from mini_transformer.errors import UserError
+from mini_transformer.text.documents import Piece, stream_documents
 
 VALIDATION_SHARE = 0.1
 EVERY = round(1 / VALIDATION_SHARE)  # of ten documents or more, the last of each ten is for validation

@@ -5,10 +5,10 @@ from itertools import chain
 from pathlib import Path
 
 from mini_transformer.data.cache import Cache, digest
-from mini_transformer.data.documents import Piece
 from mini_transformer.data.records import Unreachable, hub_revision, is_hub, is_remote
 from mini_transformer.data.sources import Reading, is_packed, stored_files, stream_source
 from mini_transformer.errors import UserError
+from mini_transformer.text.documents import Piece
 
 
 class Sources:

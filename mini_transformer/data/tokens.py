@@ -75,8 +75,8 @@ class TokenDocuments(Sequence[Tokens]):
 class DocumentStream:
     """`<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of documents in an order, the last end token included."""
 
-    def __init__(self, documents: TokenDocuments, end_id: int, order: Integers | None = None) -> None:
-        self.documents, self.end_id = documents, end_id
+    def __init__(self, documents: TokenDocuments, eot_id: int, order: Integers | None = None) -> None:
+        self.documents, self.eot_id = documents, eot_id
         self.order = np.arange(len(documents)) if order is None else order
         self._ends = np.cumsum(documents.lengths[self.order] + 1)  # behind each document
         self.dtype = np.result_type(*(buffer.dtype for buffer in documents.buffers))
@@ -86,7 +86,7 @@ class DocumentStream:
 
     def read(self, start: int, end: int) -> Tokens:
         """Tokens `start` to `end`, less those behind the stream's end."""
-        out = np.full(max(0, min(end, len(self)) - start), self.end_id, dtype=self.dtype)
+        out = np.full(max(0, min(end, len(self)) - start), self.eot_id, dtype=self.dtype)
         i, done = int(np.searchsorted(self._ends, start, side="right")), 0
         while done < len(out) and i < len(self.order):
             document = self.documents[int(self.order[i])]

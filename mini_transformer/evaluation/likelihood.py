@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from mini_transformer.data.batches import join_documents
-from mini_transformer.data.documents import split_documents
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.text.documents import split_documents
 from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
 
@@ -64,7 +64,7 @@ def measure(model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the te
     documents = split_documents(text)
     if not documents:
         raise UserError(f"{name}: empty: there is nothing to measure")
-    stream = join_documents([tokenizer.encode(document) for document in documents], tokenizer.end_id)
+    stream = join_documents([tokenizer.encode(document) for document in documents], tokenizer.eot_id)
     nats = stream_nats(model, stream)
     size = len(text.encode("utf-8"))
     return Likelihood(

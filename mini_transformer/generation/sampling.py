@@ -9,7 +9,7 @@ from mini_transformer.errors import UserError
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How a token is drawn.
 
     temperature: divides the logits; 0 takes the likeliest token. top_k: only the k likeliest (0: all). top_p: only the
@@ -21,7 +21,7 @@ class Sampling:
     top_p: float = 1.0
 
 
-def pick(logits_v: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
     """Draw one token id from logits (V,) on the CPU. Raises `UserError` if there is none to draw."""
     if not torch.isfinite(logits_v.max()):  # NaN, or every token suppressed
         raise UserError("the model gives no token a probability: its weights are damaged, or all tokens are suppressed")

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mini_transformer.config import ModelConfig
-from mini_transformer.model.cache import Cache
+from mini_transformer.model.kv_cache import KVCache
 from mini_transformer.model.rotary import rotate
 
 
-def visible(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+def sliding_window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
     """Which keys a query sees, (T, S) of bool: itself and `window` - 1 tokens before it. Queries are the last keys."""
     i = torch.arange(keys - queries, keys, device=device)[:, None]
     j = torch.arange(keys, device=device)[None, :]
     return (j <= i) & (i - j < window)
 
 
-def attend_reference(
+def sdpa_reference(
     q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Tensor, window: int
 ) -> tuple[Tensor, Tensor]:
     """Attention written out: returns the result (B, H, T, D) and the probabilities (B, H, T, S), sink dropped."""
@@ -32,7 +32,7 @@ def attend_reference(
     q = q_bhtd.reshape(B, G, H // G, T, D)
     scores = torch.einsum("bgmtd,bgsd->bgmts", q, k_bgsd).reshape(B, H, T, S).float() * D**-0.5
     if T > 1 or window < S:
-        scores = scores.masked_fill(~visible(T, S, window, q.device), float("-inf"))
+        scores = scores.masked_fill(~sliding_window_mask(T, S, window, q.device), float("-inf"))
     sink = sinks_h.float().view(1, H, 1, 1).expand(B, H, T, 1)
     probabilities = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1].to(v_bgsd.dtype)
     out = torch.einsum("bgmts,bgsd->bgmtd", probabilities.reshape(B, G, H // G, T, S), v_bgsd)
@@ -68,7 +68,7 @@ class _FlashWithSinks(torch.autograd.Function):
         return dq, dk, dv, d_sinks.to(sinks_h.dtype), None, None
 
 
-def _attend_with_sink_column(q: Tensor, k: Tensor, v: Tensor, sinks_h: Tensor, seen_ts: Tensor) -> Tensor:
+def _sdpa_with_sink_key(q: Tensor, k: Tensor, v: Tensor, sinks_h: Tensor, seen_ts: Tensor) -> Tensor:
     """PyTorch's attention with one more key in front, whose score is the sink and whose value is zero (any device)."""
     k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
     hidden = torch.zeros(seen_ts.shape, device=q.device, dtype=q.dtype).masked_fill(~seen_ts, float("-inf"))
@@ -78,18 +78,18 @@ def _attend_with_sink_column(q: Tensor, k: Tensor, v: Tensor, sinks_h: Tensor, s
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(q.shape[0], -1, -1, -1))
 
 
-def attend(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Tensor, window: int) -> Tensor:
-    """The fastest attention at hand, (B, H, T, D); equal to `attend_reference`."""
+def sdpa_with_sinks(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Tensor, window: int) -> Tensor:
+    """The fastest attention at hand, (B, H, T, D); equal to `sdpa_reference`."""
     H, T = q_bhtd.shape[1:3]
     G, S = k_bgsd.shape[1:3]
     if T == 1:
-        return attend_reference(q_bhtd, k_bgsd, v_bgsd, sinks_h, window)[0]
+        return sdpa_reference(q_bhtd, k_bgsd, v_bgsd, sinks_h, window)[0]
     k, v = (x.repeat_interleave(H // G, dim=1) if G < H else x for x in (k_bgsd, v_bgsd))
     if q_bhtd.device.type != "cpu":
-        return _attend_with_sink_column(q_bhtd, k, v, sinks_h, visible(T, S, window, q_bhtd.device))
+        return _sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_mask(T, S, window, q_bhtd.device))
     mask = None
     if T < S or window < S:
-        seen = visible(T, S, window, q_bhtd.device)
+        seen = sliding_window_mask(T, S, window, q_bhtd.device)
         mask = torch.zeros(seen.shape, dtype=q_bhtd.dtype).masked_fill(~seen, float("-inf"))
     return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, mask is None, mask)
 
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query, config.n_embd)
         self.sinks = nn.Parameter(torch.empty(config.n_head))
 
-    def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+    def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
         q, k, v = (
             proj(x_btc).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -117,4 +117,4 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        return self.o_proj(attend(q, k, v, self.sinks, self.window).transpose(1, 2).flatten(2))
+        return self.o_proj(sdpa_with_sinks(q, k, v, self.sinks, self.window).transpose(1, 2).flatten(2))

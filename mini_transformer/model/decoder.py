@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.attention import Attention
-from mini_transformer.model.cache import Cache
-from mini_transformer.model.experts import MixtureOfExperts
+from mini_transformer.model.kv_cache import KVCache
+from mini_transformer.model.moe import MixtureOfExperts
 from mini_transformer.model.rotary import rotary_table
 
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.mlp = MixtureOfExperts(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None = None) -> Tensor:
+    def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
         x_btc = x_btc + self.dropout(self.self_attn(self.input_layernorm(x_btc), rotary, cache))
         return x_btc + self.dropout(self.mlp(self.post_attention_layernorm(x_btc)))
 
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
             else:
                 parameter.normal_(std=0.02)
 
-    def forward(self, ids_bt: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids_bt: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V). With a cache, `ids_bt` are the tokens behind those that it holds, and it takes them in."""
         start = cache.length if cache is not None else 0
         end = start + ids_bt.shape[1]

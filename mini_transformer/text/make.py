@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from mini_transformer.config import USUAL_BPE, TextConfig
+from mini_transformer.config import DEFAULT_VOCAB_SIZE, TextConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
-from mini_transformer.text.ready import ready_tokenizer
+from mini_transformer.text.pretrained import ready_tokenizer
 from mini_transformer.text.tokenizer import FILE, Tokenizer
 
 
@@ -18,7 +18,7 @@ def make_tokenizer(settings: TextConfig, texts: Iterable[str], progress: bool = 
     if settings.tokenizer == "char":
         return Tokenizer.from_characters(texts)
     if settings.tokenizer == "bpe":
-        return Tokenizer.train_bpe(texts, settings.vocab_size or USUAL_BPE, progress)
+        return Tokenizer.train_bpe(texts, settings.vocab_size or DEFAULT_VOCAB_SIZE, progress)
     return ready_tokenizer(settings.tokenizer)
 
 
@@ -28,7 +28,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         raise UserError(f"--out-dir: {folder} holds a run, whose tokenizer belongs to its model; take another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as draft:
-            draft.write_text(tokenizer.to_json(), encoding="utf-8")
+        with replacing(folder / FILE) as temporary:
+            temporary.write_text(tokenizer.to_json(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out-dir: {folder} cannot be written ({error.strerror})") from None

@@ -17,11 +17,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
-from mini_transformer.text.characters import Alphabet, CharacterTable, vocabulary
+from mini_transformer.text.char import Alphabet, CharacterTable, vocabulary
 
 Tokens = NDArray[np.unsignedinteger]  # uint16 where the vocabulary allows it, else uint32
 
-END = "<|endoftext|>"
+EOT_TOKEN = "<|endoftext|>"
 FILE = "tokenizer.json"
 # How GPT-4o and GPT-OSS (o200k) part text before merging; llama.cpp knows it as "gpt-4o". Characters are never parted,
 # so it changes nothing for the character tokenizer but keeps pieces short.
@@ -75,14 +75,16 @@ def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    begin_with_end(backend, 0)
-    backend.add_special_tokens([tokenizers.AddedToken(END, special=True, normalized=False)])
+    prepend_eot(backend, 0)
+    backend.add_special_tokens([tokenizers.AddedToken(EOT_TOKEN, special=True, normalized=False)])
     return backend
 
 
-def begin_with_end(backend: tokenizers.Tokenizer, end_id: int) -> None:
+def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
     """A document begins behind an end token, in training and in anyone's prompt."""
-    backend.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, end_id)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{EOT_TOKEN} $A", special_tokens=[(EOT_TOKEN, eot_id)]
+    )
 
 
 class Tokenizer:
@@ -90,10 +92,10 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Raises `UserError` if the tokenizer has no `<|endoftext|>` or is not byte-level BPE."""
-        end = backend.token_to_id(END)
+        end = backend.token_to_id(EOT_TOKEN)
         if end is None:
-            raise UserError(f"{FILE}: the tokenizer has no {END} token")
-        self.end_id: int = end
+            raise UserError(f"{FILE}: the tokenizer has no {EOT_TOKEN} token")
+        self.eot_id: int = end
         self.backend = backend
         self.backend.encode_special_tokens = True  # a literal <|endoftext|> in a text is text
         self.backend.no_truncation()
@@ -109,7 +111,7 @@ class Tokenizer:
         alphabet = Alphabet()
         for text in texts:
             alphabet.add(check_text(text))
-        ids, merges = vocabulary(alphabet.characters(), END, BYTE_SYMBOLS)
+        ids, merges = vocabulary(alphabet.characters(), EOT_TOKEN, BYTE_SYMBOLS)
         return cls(byte_level(models.BPE(vocab=ids, merges=merges)))
 
     @classmethod
@@ -120,7 +122,7 @@ class Tokenizer:
         """
         backend = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=[END], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
+            vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
         )
         backend.train_from_iterator(map(check_text, texts), trainer)
         return cls(backend)
@@ -159,13 +161,13 @@ class Tokenizer:
 
     def save(self, folder: Path, block_size: int) -> None:
         """Write `tokenizer.json` and, for `transformers`, `tokenizer_config.json`."""
-        with replacing(folder / FILE) as draft:
-            draft.write_text(self.to_json(), encoding="utf-8")
+        with replacing(folder / FILE) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END,
-            "eos_token": END,
-            "pad_token": END,
+            "bos_token": EOT_TOKEN,
+            "eos_token": EOT_TOKEN,
+            "pad_token": EOT_TOKEN,
             "model_max_length": block_size,
             "clean_up_tokenization_spaces": False,
         }
@@ -203,7 +205,7 @@ class Tokenizer:
         """The text of token ids as they come, in pieces of whole characters; `border` stands for the end token."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for i in ids:
-            piece = decoder.decode(self._bytes[i], final=i == self.end_id) + (border if i == self.end_id else "")
+            piece = decoder.decode(self._bytes[i], final=i == self.eot_id) + (border if i == self.eot_id else "")
             if piece:
                 yield piece
         if piece := decoder.decode(b"", final=True):

@@ -17,8 +17,8 @@ from torch import Tensor
 import mini_transformer
 from mini_transformer.config import TrainConfig, flag
 from mini_transformer.errors import UserError
-from mini_transformer.export.huggingface import CONFIG, GENERATION, WEIGHTS, read_json
 from mini_transformer.files import replacing, try_lock, write_json
+from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS, read_json
 from mini_transformer.training.phases import Material
 
 RUN, METRICS, CURVE, TEXT, STATE_DICT = (
@@ -83,7 +83,7 @@ def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
     return values | {"--val-data": material.validation_digest, "tokenizer": material.tokenizer.digest[:12]}
 
 
-def environment(device: str, precision: torch.dtype) -> dict[str, Any]:
+def describe_environment(device: str, precision: torch.dtype) -> dict[str, Any]:
     """What "bit for bit" depends on beside the settings."""
     return {
         "version": mini_transformer.__version__,
@@ -162,9 +162,9 @@ class RunFolder:
         for name in reversed(OURS):
             (self.folder / name).unlink(missing_ok=True)
 
-    def record(self, wanted: dict[str, Any], surroundings: dict[str, Any], finished: bool) -> None:
+    def record(self, wanted: dict[str, Any], environment: dict[str, Any], finished: bool) -> None:
         """Say which run the folder holds."""
-        write_json(self.folder / RUN, {"finished": finished, "settings": wanted, "environment": surroundings})
+        write_json(self.folder / RUN, {"finished": finished, "settings": wanted, "environment": environment})
 
     def save(self, state: State, name: str) -> None:
         """Write a state, then drop the older one. Raises `UserError` if the disk is full."""
@@ -198,15 +198,15 @@ class RunFolder:
     def drop_drafts(self) -> None:
         """Remove what a killed process was writing."""
         for place in (self.folder, self.checkpoints):
-            for draft in place.glob(".*.draft"):
-                os.unlink(draft)
+            for temporary in place.glob(".*.temporary"):
+                os.unlink(temporary)
 
 
 def save_tensors(path: Path, value: Any) -> None:
     """`torch.save`, whole or not at all. Raises `UserError` if the disk is full."""
     try:
-        with replacing(path) as draft:
-            torch.save(value, draft)
+        with replacing(path) as temporary:
+            torch.save(value, temporary)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: could not be written ({error}); the last checkpoint stands") from None
 

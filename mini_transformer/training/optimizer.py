@@ -5,7 +5,7 @@ from torch import nn
 
 from mini_transformer.config import OptimConfig
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.experts import Router
+from mini_transformer.model.moe import Router
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

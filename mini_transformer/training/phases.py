@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import tokenizers
 
-from mini_transformer.config import LEARNT, USUAL_BPE, Phase, TextConfig, TrainConfig
+from mini_transformer.config import DEFAULT_VOCAB_SIZE, TRAINABLE_TOKENIZERS, Phase, TextConfig, TrainConfig
 from mini_transformer.data.batches import Feed, Mixture, Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache, digest, locked
 from mini_transformer.data.corpus import Corpus, Encoded, HoldOut
@@ -102,7 +102,7 @@ def read_material(config: TrainConfig) -> Material:
     phases = []
     for i, phase in enumerate(config.phases):
         replayed = [] if i == 0 or not text.replay else shares[i - 1]
-        phases.append(_phase_text(phase, shares[i], replayed, tokenizer.end_id, config))
+        phases.append(_phase_text(phase, shares[i], replayed, tokenizer.eot_id, config))
     validation = TokenDocuments.joined([part.tokens for _, part in held])
     shortest = min(phases, key=lambda p: p.stream.epoch_tokens)
     if shortest.stream.epoch_tokens <= SHORTEST_BLOCK or not len(validation):
@@ -110,14 +110,14 @@ def read_material(config: TrainConfig) -> Material:
             f"{_names(shortest.phase)}: {shortest.characters} characters of text are too few; "
             f"training and validation need at least {2 * SHORTEST_BLOCK}, and better some thousands"
         )
-    seen = {tokenizer.end_id}.union(*(share.encoded.seen for share in chain(*shares)))
+    seen = {tokenizer.eot_id}.union(*(share.encoded.seen for share in chain(*shares)))
     training = list(chain(*(corpora if run.val_data is None else corpora[:-1])))
     held_texts = (text for corpus, part in held for text in corpus.held(tokenizer, part))
     return Material(
         tokenizer=tokenizer,
         overlap=_overlap(store, corpora[-1], held_texts, training),
         phases=phases,
-        validation=DocumentStream(validation, tokenizer.end_id),
+        validation=DocumentStream(validation, tokenizer.eot_id),
         validation_characters=sum(part.characters for _, part in held),
         validation_digest=_joined([corpus.held_digest for corpus in corpora[-1]]),
         validation_titles=[title for corpus, part in held for title in corpus.titles(tokenizer, part)],
@@ -140,18 +140,18 @@ def _overlap(store: Cache, held: list[Corpus], held_texts: Iterator[str], traini
 
 
 def _phase_text(
-    phase: Phase, shares: Sequence[_Share], replayed: Sequence[_Share], end_id: int, config: TrainConfig
+    phase: Phase, shares: Sequence[_Share], replayed: Sequence[_Share], eot_id: int, config: TrainConfig
 ) -> PhaseText:
     """The stream of one phase, with a part of each batch from the shares that are replayed."""
     seed, replay = config.run.seed, config.text.replay if replayed else 0.0
     total, old_total = sum(share.weight for share in shares), sum(share.weight for share in replayed)
     streams = [
-        (share.weight / total * (1 - replay), TrainingStream(share.encoded.train.tokens, end_id, seed))
+        (share.weight / total * (1 - replay), TrainingStream(share.encoded.train.tokens, eot_id, seed))
         for share in shares
     ]
     # another order than the one in which the earlier phase saw them
     streams += [
-        (s.weight / old_total * replay, TrainingStream(s.encoded.train.tokens, end_id, seed, 1)) for s in replayed
+        (s.weight / old_total * replay, TrainingStream(s.encoded.train.tokens, eot_id, seed, 1)) for s in replayed
     ]
     feed: Feed = streams[0][1] if len(streams) == 1 else Mixture([s for _, s in streams], [w for w, _ in streams])
     hashes = [share.corpus.digest for share in shares]
@@ -175,10 +175,10 @@ def _tokenizer(text: TextConfig, store: Cache, corpora: Sequence[Corpus]) -> Tok
         texts = (piece for corpus in corpora for piece in corpus.texts())
         return make_tokenizer(text, texts, progress=sys.stderr.isatty())
 
-    if text.tokenizer not in LEARNT or not any(isinstance(c, LargeCorpus) for c in corpora):
+    if text.tokenizer not in TRAINABLE_TOKENIZERS or not any(isinstance(c, LargeCorpus) for c in corpora):
         return learn()
     hashes = [corpus.digest for corpus in corpora]
-    size = text.vocab_size or USUAL_BPE
+    size = text.vocab_size or DEFAULT_VOCAB_SIZE
     folder = store.folder / "tokenizers" / digest(text.tokenizer, size, tokenizers.__version__, hashes)[:32]
     with store.writing():
         folder.parent.mkdir(exist_ok=True)

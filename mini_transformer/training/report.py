@@ -157,5 +157,5 @@ def draw_loss_curve(metrics: Path, picture: Path, phases: list[tuple[str, int]],
     axes.grid(alpha=0.25)
     axes.spines["top"].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
-    with replacing(picture) as draft:
-        figure.savefig(draft, format="png")
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png")

@@ -11,12 +11,12 @@ import torch
 from torch.utils import deterministic
 
 from mini_transformer.config import TrainConfig, check
-from mini_transformer.device import describe, pick_device, pick_precision
 from mini_transformer.errors import UserError
-from mini_transformer.export import huggingface
 from mini_transformer.files import replacing
+from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.training.checkpoint import VALIDATION, RunFolder, environment, settings
+from mini_transformer.runtime import describe, pick_device, pick_precision
+from mini_transformer.training.checkpoint import VALIDATION, RunFolder, describe_environment, settings
 from mini_transformer.training.optimizer import balance
 from mini_transformer.training.phases import Material, read_material
 from mini_transformer.training.report import duration, tell
@@ -44,9 +44,9 @@ def train(config: TrainConfig) -> None:
     if record is not None and record.get("finished"):
         tell(f"{config.run.out_dir}: this run is finished; nothing to do (--overwrite trains it anew)")
         return
-    surroundings = environment(device.type, precision)
-    if record is not None and record.get("environment") != surroundings:
-        tell(f"Note: begun as {record.get('environment')}, going on as {surroundings}: not the same bit for bit")
+    environment = describe_environment(device.type, precision)
+    if record is not None and record.get("environment") != environment:
+        tell(f"Note: begun as {record.get('environment')}, going on as {environment}: not the same bit for bit")
     _introduce(config, material, device, precision)
 
     with stop_on_signal() as stop, _errors_of_the_machine(config, device):
@@ -59,11 +59,11 @@ def train(config: TrainConfig) -> None:
         if record is None:
             folder.clear()
         folder.drop_drafts()
-        folder.record(wanted, surroundings, finished=False)
+        folder.record(wanted, environment, finished=False)
         _write_texts(config, material, model)
         with _deterministic(device):
             trainer.fit()
-    folder.record(wanted, surroundings, finished=True)
+    folder.record(wanted, environment, finished=True)
     tell(f"\nThe best weights, of validation loss {trainer.state.best_loss:.3f}, are in {config.run.out_dir}")
 
 
@@ -103,11 +103,11 @@ def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> Non
     phases = [{"name": p.name, "max_iters": p.iters, "lr": p.lr} for p in config.phases]
     kind = Path(config.text.tokenizer).name  # never a place on this machine
     facts = {"tokenizer": kind, "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
-    huggingface.write_config(config.run.out_dir, model.config, material.tokenizer.end_id, material.unseen, facts)
+    pretrained.write_config(config.run.out_dir, model.config, material.tokenizer.eot_id, material.unseen, facts)
     material.tokenizer.save(config.run.out_dir, model.config.block_size)
-    with replacing(config.run.out_dir / VALIDATION) as draft:
+    with replacing(config.run.out_dir / VALIDATION) as temporary:
         lines = (f"{document.origin}\t{document.text}\n" for document in material.validation_titles)
-        draft.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+        temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

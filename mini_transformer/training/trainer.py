@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from mini_transformer.config import TrainConfig
 from mini_transformer.data.batches import validation_batches
 from mini_transformer.errors import UserError
-from mini_transformer.export import huggingface
 from mini_transformer.files import replacing
-from mini_transformer.generation.generator import Writer
-from mini_transformer.generation.sampling import Sampling
+from mini_transformer.generation.engine import Engine
+from mini_transformer.generation.sampling import SamplingConfig
+from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training.checkpoint import CURVE, METRICS, STATE_DICT, TEXT, RunFolder, State, save_tensors
 from mini_transformer.training.optimizer import balance, make_optimizer
@@ -168,7 +168,7 @@ class Trainer:
             "train_loss": loss.item(),
             "learning_rate": rate,
             "gradient_norm": norm.item(),
-            "busiest_expert": busiest,
+            "max_expert_load": busiest,
         }
 
     def loss_sum(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -204,7 +204,7 @@ class Trainer:
         best = loss < state.best_loss
         if best:
             state.best_loss, state.best_where = loss, here
-            state.best = huggingface.to_tensors(self.model)
+            state.best = pretrained.export_weights(self.model)
             self.best_on_disk = False
             if state.iteration == 0 or self.folder.save_is_due():
                 self._write_best()
@@ -233,8 +233,8 @@ class Trainer:
         """A text by the model as it is now."""
         self.model.eval()
         pieces = []
-        writer = Writer(self.model, self.material.tokenizer, self.material.unseen)
-        for piece in writer.write("", tokens, Sampling(), seed=self.config.run.seed):
+        writer = Engine(self.model, self.material.tokenizer, self.material.unseen)
+        for piece in writer.write("", tokens, SamplingConfig(), seed=self.config.run.seed):
             self._check_stop()
             pieces.append(piece)
         return "".join(pieces)
@@ -265,11 +265,11 @@ class Trainer:
 
     def _write_best(self) -> None:
         if not self.best_on_disk and self.state.best:
-            huggingface.write_weights(self.folder.folder, self.state.best)
+            pretrained.write_weights(self.folder.folder, self.state.best)
             self.best_on_disk = True
 
     def _load_best(self) -> None:
-        huggingface.from_tensors(self.model, self.state.best)
+        pretrained.import_weights(self.model, self.state.best)
 
     def _next_phase(self, phase: int) -> None:
         """Go on to a phase from the best weights so far, with a fresh optimizer."""
@@ -291,6 +291,6 @@ class Trainer:
         """The files of a finished run, from the best weights."""
         self._load_best()
         text = self._written(FINAL_TEXT).strip("\n") + "\n"
-        with replacing(self.folder.folder / TEXT) as draft:
-            draft.write_text(text, encoding="utf-8")
+        with replacing(self.folder.folder / TEXT) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         self._write_phase_end()

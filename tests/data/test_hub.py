@@ -19,9 +19,9 @@ TEXTS = FABLES.read_text(encoding="utf-8").split("\n\n\n")
 
 def prepare(url: str, tmp_path: Path, *words: object, **env: str) -> tuple[int, str, str]:
     """A process of its own: the library looks for the Hub's address when it is imported."""
-    surroundings = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **env}
+    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **env}
     command = [sys.executable, "-m", "mini_transformer", "prepare", "--cache-dir", tmp_path / "cache", *words]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=surroundings, capture_output=True, encoding="utf-8")
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     return done.returncode, done.stdout, done.stderr
 
 

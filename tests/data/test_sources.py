@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mini_transformer.data.decoding import read_text
-from mini_transformer.data.documents import split_documents
+from mini_transformer.data.reading import read_text
 from mini_transformer.data.sources import read_documents, split_validation, text_files
 from mini_transformer.errors import UserError
+from mini_transformer.text.documents import split_documents
 
 Call = Callable[..., tuple[int, str, str]]
 

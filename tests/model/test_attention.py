@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mini_transformer.model.attention import _attend_with_sink_column, attend, attend_reference, visible
+from mini_transformer.model.attention import _sdpa_with_sink_key, sdpa_reference, sdpa_with_sinks, sliding_window_mask
 
 
 def inputs(B: int, H: int, G: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -21,18 +21,18 @@ def results(function: object, given: list[Tensor], window: int) -> list[Tensor]:
 @pytest.mark.parametrize(("T", "window"), [(1, 8), (2, 1), (17, 17), (33, 8), (64, 1000)])
 def test_fast_attention_equals_the_reference_with_gradients(H: int, G: int, T: int, window: int) -> None:
     given = inputs(2, H, G, T, 16)
-    expected = results(lambda *a: attend_reference(*a)[0], given, window)
-    for found, wanted in zip(results(attend, given, window), expected, strict=True):
+    expected = results(lambda *a: sdpa_reference(*a)[0], given, window)
+    for found, wanted in zip(results(sdpa_with_sinks, given, window), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("T", "window"), [(5, 5), (33, 8)])
 def test_attention_of_other_devices_equals_the_reference_with_gradients(T: int, window: int) -> None:
     given = inputs(2, 4, 4, T, 16)
-    expected = results(lambda *a: attend_reference(*a)[0], given, window)
+    expected = results(lambda *a: sdpa_reference(*a)[0], given, window)
 
     def with_sink_column(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int) -> Tensor:
-        return _attend_with_sink_column(q, k, v, sinks, visible(T, T, window, q.device))
+        return _sdpa_with_sink_key(q, k, v, sinks, sliding_window_mask(T, T, window, q.device))
 
     for found, wanted in zip(results(with_sink_column, given, window), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -41,21 +41,21 @@ def test_attention_of_other_devices_equals_the_reference_with_gradients(T: int, 
 def test_fewer_queries_than_keys_are_the_last_ones() -> None:
     q, k, v, sinks = inputs(1, 4, 2, 20, 8)
     for window in (6, 20):
-        whole = attend_reference(q, k, v, sinks, window)[0]
+        whole = sdpa_reference(q, k, v, sinks, window)[0]
         for queries in (1, 5, 19):
-            last = attend(q[:, :, -queries:], k, v, sinks, window)
+            last = sdpa_with_sinks(q[:, :, -queries:], k, v, sinks, window)
             torch.testing.assert_close(last, whole[:, :, -queries:], rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_close() -> None:
     given = inputs(2, 4, 4, 32, 16, torch.bfloat16)
-    exact = attend_reference(*(x.float() for x in given), 32)[0]  # type: ignore[arg-type]
-    torch.testing.assert_close(attend(*given, 32).float(), exact, rtol=0.03, atol=0.03)  # type: ignore[arg-type]
+    exact = sdpa_reference(*(x.float() for x in given), 32)[0]  # type: ignore[arg-type]
+    torch.testing.assert_close(sdpa_with_sinks(*given, 32).float(), exact, rtol=0.03, atol=0.03)  # type: ignore[arg-type]
 
 
 def test_a_large_sink_takes_all_attention() -> None:
     q, k, v, _ = inputs(1, 2, 2, 8, 8)
-    assert attend(q, k, v, torch.full((2,), 60.0), 8).abs().max() < 1e-6
+    assert sdpa_with_sinks(q, k, v, torch.full((2,), 60.0), 8).abs().max() < 1e-6
 
 
 def on_cuda(T: int, dtype: torch.dtype) -> list[Tensor]:
@@ -66,8 +66,8 @@ def on_cuda(T: int, dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize(("T", "window"), [(64, 16), (64, 64), (33, 8)])
 def test_attention_on_cuda_with_gradients(T: int, window: int) -> None:
     given = on_cuda(T, torch.float32)
-    expected = results(lambda *a: attend_reference(*a)[0], given, window)
-    for found, wanted in zip(results(attend, given, window), expected, strict=True):
+    expected = results(lambda *a: sdpa_reference(*a)[0], given, window)
+    for found, wanted in zip(results(sdpa_with_sinks, given, window), expected, strict=True):
         assert found.device.type == "cuda"
         assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
@@ -75,5 +75,5 @@ def test_attention_on_cuda_with_gradients(T: int, window: int) -> None:
 @pytest.mark.gpu
 def test_attention_on_cuda_in_bfloat16() -> None:
     given = on_cuda(64, torch.bfloat16)
-    exact = attend_reference(*(x.float() for x in given), 16)[0]  # type: ignore[arg-type]
-    torch.testing.assert_close(attend(*given, 16).float(), exact, rtol=0.03, atol=0.03)  # type: ignore[arg-type]
+    exact = sdpa_reference(*(x.float() for x in given), 16)[0]  # type: ignore[arg-type]
+    torch.testing.assert_close(sdpa_with_sinks(*given, 16).float(), exact, rtol=0.03, atol=0.03)  # type: ignore[arg-type]

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mini_transformer.config import ModelConfig
-from mini_transformer.model.cache import Cache
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.kv_cache import KVCache
 from mini_transformer.model.rotary import rotary_table, rotate
 
 
@@ -12,7 +12,7 @@ def test_logits_with_a_cache_equal_those_without(tiny_config: ModelConfig, steps
     torch.manual_seed(0)
     model = Decoder(tiny_config).eval()
     ids = torch.randint(50, (2, sum(steps)))
-    cache = Cache(tiny_config, 2, torch.device("cpu"), torch.float32)
+    cache = KVCache(tiny_config, 2, torch.device("cpu"), torch.float32)
     parts, start = [], 0
     for step in steps:
         parts.append(model(ids[:, start : start + step], cache))

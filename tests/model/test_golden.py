@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mini_transformer.export.huggingface import read_model
-from mini_transformer.generation.generator import generate_tokens
-from mini_transformer.generation.sampling import Sampling
-from mini_transformer.model.attention import attend_reference
+from mini_transformer.generation.engine import generate_tokens
+from mini_transformer.generation.sampling import SamplingConfig
+from mini_transformer.model.attention import sdpa_reference
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.pretrained import read_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["a_moe_alternating", "b_dense_full_tied", "c_yarn_top1_mqa"]
@@ -55,11 +55,11 @@ def test_attention_probabilities(case: tuple[Decoder, dict[str, Tensor]], monkey
     probabilities: list[Tensor] = []
 
     def watched(*args: Tensor) -> Tensor:
-        out, seen = attend_reference(*args)  # type: ignore[arg-type]
+        out, seen = sdpa_reference(*args)  # type: ignore[arg-type]
         probabilities.append(seen)
         return out
 
-    monkeypatch.setattr("mini_transformer.model.attention.attend", watched)
+    monkeypatch.setattr("mini_transformer.model.attention.sdpa_with_sinks", watched)
     model(golden["input_ids"])
     assert len(probabilities) == model.config.n_layer
     for i, found in enumerate(probabilities):
@@ -92,5 +92,5 @@ def test_gradients(case: tuple[Decoder, dict[str, Tensor]]) -> None:
 def test_greedy_continuation(case: tuple[Decoder, dict[str, Tensor]], use_cache: bool) -> None:
     model, golden = case
     for row in golden["greedy_ids"].reshape(-1, golden["greedy_ids"].shape[-1]).tolist():
-        tokens = generate_tokens(model, row[:6], Sampling(temperature=0), torch.Generator(), [], use_cache)
+        tokens = generate_tokens(model, row[:6], SamplingConfig(temperature=0), torch.Generator(), [], use_cache)
         assert [next(tokens) for _ in row[6:]] == row[6:]

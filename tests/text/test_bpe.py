@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from mini_transformer.errors import UserError
-from mini_transformer.text.ready import ready_tokenizer
-from mini_transformer.text.tokenizer import BYTE_SYMBOLS, END, Tokenizer
+from mini_transformer.text.pretrained import ready_tokenizer
+from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, Tokenizer
 from tests.conftest import FABLES, TINY
 
 Call = Callable[..., tuple[int, str, str]]
@@ -25,11 +25,11 @@ BPE = Tokenizer.train_bpe([TEXT], 700)
 @given(st.text())
 @example("")
 @example("e\u0301té \u0000\u0001\u007f\r\n\t🦊👩‍👩‍👧 \ufeff\uffff 𐍈")
-@example(f"a literal {END} is text")
+@example(f"a literal {EOT_TOKEN} is text")
 def test_any_text_comes_back(text: str) -> None:
     ids = BPE.encode(text)
     assert BPE.decode(ids.tolist()) == text
-    assert BPE.end_id not in ids
+    assert BPE.eot_id not in ids
     assert "".join(BPE.decode_stream(ids.tolist(), "|")) == text
     assert [part.tolist() for part in BPE.encode_batch([text, "un", text])] == [
         ids.tolist(),
@@ -49,7 +49,7 @@ def test_lone_surrogates_are_refused(before: str, half: str, after: str) -> None
 
 def test_the_vocabulary_is_the_one_asked_for_and_always_the_same() -> None:
     assert BPE.vocab_size == 700
-    assert BPE.end_id == 0
+    assert BPE.eot_id == 0
     assert BPE.dtype == np.uint16
     assert not BPE.is_character_level
     assert all(BPE.backend.token_to_id(symbol) is not None for symbol in BYTE_SYMBOLS)
@@ -60,7 +60,7 @@ def test_the_vocabulary_is_the_one_asked_for_and_always_the_same() -> None:
     assert Tokenizer.train_bpe(["un deux un deux"], 700).vocab_size < 270
 
 
-def ready(path: Path, end: str = END, normalise: bool = False, prefix: bool = False) -> Path:
+def ready(path: Path, end: str = EOT_TOKEN, normalise: bool = False, prefix: bool = False) -> Path:
     """A tokenizer as GPT-2's is laid out: other split, end token last."""
     alphabet = sorted(BYTE_SYMBOLS)
     backend = tokenizers.Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(alphabet)}, merges=[]))
@@ -78,12 +78,12 @@ def ready(path: Path, end: str = END, normalise: bool = False, prefix: bool = Fa
 
 def test_a_ready_tokenizer_is_used_as_it_stands(tmp_path: Path) -> None:
     tokenizer = ready_tokenizer(str(ready(tmp_path / "gpt")))
-    assert tokenizer.end_id == tokenizer.vocab_size - 1 == 257
-    text = f"Un cœur    bat — {END} —     deux"
+    assert tokenizer.eot_id == tokenizer.vocab_size - 1 == 257
+    text = f"Un cœur    bat — {EOT_TOKEN} —     deux"
     ids = tokenizer.encode(text)
     assert 256 in ids  # the added token
     assert tokenizer.decode(ids.tolist()) == text
-    assert tokenizer.backend.encode("a").ids[0] == tokenizer.end_id
+    assert tokenizer.backend.encode("a").ids[0] == tokenizer.eot_id
     assert ready_tokenizer(str(tmp_path / "gpt" / "tokenizer.json")).digest == tokenizer.digest
 
 

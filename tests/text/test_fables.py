@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mini_transformer.data.documents import split_documents
 from mini_transformer.evaluation.verse import analyse
+from mini_transformer.text.documents import split_documents
 from mini_transformer.text.fables import find_fables, join_fables, load_fables
 from tests.conftest import FABLES, ROOT
 

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mini_transformer.errors import UserError
-from mini_transformer.text.tokenizer import END, Tokenizer
+from mini_transformer.text.tokenizer import EOT_TOKEN, Tokenizer
 
 TOKENIZER = Tokenizer.from_characters(["L'été, « cœur » d'où… — ça, € et 🦊 !\n", "abcdefghijklmnopqrstuvwxyz"])
 
@@ -15,12 +15,12 @@ TOKENIZER = Tokenizer.from_characters(["L'été, « cœur » d'où… — ça, �
 @given(st.text())
 @example("")
 @example("e\u0301té \u0000\u0001\u007f\r\n\t🦊👩‍👩‍👧 \ufeff\uffff 𐍈")
-@example(f"a literal {END} is text")
+@example(f"a literal {EOT_TOKEN} is text")
 def test_any_text_comes_back_and_the_fast_path_is_the_library(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids.tolist()) == text
     assert ids.tolist() == TOKENIZER.backend.encode(text, add_special_tokens=False).ids
-    assert TOKENIZER.end_id not in ids
+    assert TOKENIZER.eot_id not in ids
     assert "".join(TOKENIZER.decode_stream(ids.tolist(), "|")) == text
 
 
@@ -48,13 +48,13 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     TOKENIZER.save(tmp_path, 64)
     again = Tokenizer.load(tmp_path)
     assert again.vocab_size == TOKENIZER.vocab_size
-    assert again.end_id == TOKENIZER.end_id
-    text = f"Un cœur — {END} — 🦊 Ž"
+    assert again.eot_id == TOKENIZER.eot_id
+    text = f"Un cœur — {EOT_TOKEN} — 🦊 Ž"
     assert again.encode(text).tolist() == TOKENIZER.encode(text).tolist()
 
 
 def test_streaming_shows_whole_characters_and_borders() -> None:
-    ids = [*TOKENIZER.encode("a日").tolist(), TOKENIZER.end_id, *TOKENIZER.encode("b").tolist()]
+    ids = [*TOKENIZER.encode("a日").tolist(), TOKENIZER.eot_id, *TOKENIZER.encode("b").tolist()]
     assert list(TOKENIZER.decode_stream(ids, "\n\n\n")) == ["a", "日", "\n\n\n", "b"]
     broken = TOKENIZER.encode("日").tolist()[:2]
     assert "".join(TOKENIZER.decode_stream(broken, "")) == "\ufffd"
@@ -72,7 +72,7 @@ def test_a_missing_file_or_end_token_is_named(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     value = json.loads(TOKENIZER.backend.to_str())
     value["added_tokens"] = []
-    del value["model"]["vocab"][END]
+    del value["model"]["vocab"][EOT_TOKEN]
     value["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"has no <\|endoftext\|> token"):

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from mini_transformer import cli
 from mini_transformer.config import OptimConfig, Phase, RunConfig, TrainConfig
-from mini_transformer.export.huggingface import read_suppressed
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.pretrained import read_suppress_tokens
 from mini_transformer.text.tokenizer import Tokenizer
 from mini_transformer.training.checkpoint import RunFolder
 from mini_transformer.training.optimizer import balance, make_optimizer
@@ -118,7 +118,7 @@ def test_three_kills_leave_the_same_weights_as_none(tmp_path: Path) -> None:
     assert all(int(iteration) > 0 for iteration in continued[:1])
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-    assert not list((tmp_path / "killed").rglob("*.draft"))
+    assert not list((tmp_path / "killed").rglob("*.temporary"))
 
 
 def states(folder: Path) -> set[str]:
@@ -235,7 +235,7 @@ def test_two_phases_share_a_tokenizer_and_the_second_starts_from_the_best(tmp_pa
     assert measured[2]["val_loss"] == min(m["val_loss"] for m in measured[:2])  # type: ignore[type-var]
     tokenizer = Tokenizer.load(tmp_path / "out")
     assert len(tokenizer.encode("É€")) == 2  # characters that only the first phase has
-    suppressed = read_suppressed(tmp_path / "out")
+    suppressed = read_suppress_tokens(tmp_path / "out")
     assert not set(suppressed) & set(tokenizer.encode("É€renard").tolist())
 
 

@@ -21,7 +21,7 @@ from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.experts import ALPHA, LIMIT
+from mini_transformer.model.moe import ALPHA, LIMIT
 
 FORMAT = 1  # of our own key; raised when an older version could no longer read the folder
 LONGEST_BLOCK = 2**20
@@ -30,7 +30,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
 
 
-def to_json(config: ModelConfig, eod_id: int, facts: dict[str, Any]) -> dict[str, Any]:
+def to_json(config: ModelConfig, eot_id: int, facts: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`. Weights are always written untied, as llama.cpp and vLLM need them."""
     rope: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta}
     if config.rope.kind == "yarn":
@@ -69,9 +69,9 @@ def to_json(config: ModelConfig, eod_id: int, facts: dict[str, Any]) -> dict[str
         "output_router_logits": False,
         "router_aux_loss_coef": 0.0,
         "use_cache": True,
-        "bos_token_id": eod_id,
-        "eos_token_id": eod_id,
-        "pad_token_id": eod_id,
+        "bos_token_id": eot_id,
+        "eos_token_id": eot_id,
+        "pad_token_id": eot_id,
         "mini_transformer": {"format": FORMAT, "version": mini_transformer.__version__, **facts},
     }
 
@@ -189,7 +189,7 @@ def _rope(given: _Section) -> RopeConfig:
     )
 
 
-def to_tensors(model: Decoder) -> dict[str, Tensor]:
+def export_weights(model: Decoder) -> dict[str, Tensor]:
     """The weights under their GPT-OSS names, as copies on the CPU in float32; gate and up interleaved."""
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -200,7 +200,7 @@ def to_tensors(model: Decoder) -> dict[str, Tensor]:
     return tensors
 
 
-def from_tensors(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHTS, assign: bool = False) -> None:
+def import_weights(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHTS, assign: bool = False) -> None:
     """Load weights that have GPT-OSS names into a model; `assign`: the tensors become its parameters, in float32.
 
     Raises `UserError` if one is missing, misshapen, of integers or not finite.
@@ -233,18 +233,18 @@ def from_tensors(model: Decoder, tensors: dict[str, Tensor], where: str = WEIGHT
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write `model.safetensors`, whole or not at all."""
-    with replacing(folder / WEIGHTS) as draft:
+    with replacing(folder / WEIGHTS) as temporary:
         try:
-            save_file(tensors, draft, metadata={"format": "pt"})
+            save_file(tensors, temporary, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # a full disk, for one
             raise UserError(f"{folder / WEIGHTS}: cannot be written ({error})") from None
 
 
-def write_config(folder: Path, config: ModelConfig, eod_id: int, unseen: list[int], facts: dict[str, Any]) -> None:
+def write_config(folder: Path, config: ModelConfig, eot_id: int, unseen: list[int], facts: dict[str, Any]) -> None:
     """Write `config.json` and `generation_config.json`. Tokens never seen in training are suppressed when writing."""
-    write_json(folder / CONFIG, to_json(config, eod_id, facts))
+    write_json(folder / CONFIG, to_json(config, eot_id, facts))
     generation = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 400, "suppress_tokens": unseen}
-    ids = {"bos_token_id": eod_id, "eos_token_id": eod_id, "pad_token_id": eod_id}
+    ids = {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
     write_json(folder / GENERATION, {**ids, **generation})
 
 
@@ -275,12 +275,12 @@ def read_model(folder: Path, device: torch.device) -> Decoder:
             model = Decoder(config)
     except RuntimeError:
         raise UserError(f"{folder / CONFIG}: sizes too large for any tensor; {WEIGHTS} cannot hold them") from None
-    from_tensors(model, tensors, str(folder / WEIGHTS), assign=True)
+    import_weights(model, tensors, str(folder / WEIGHTS), assign=True)
     model.compute_rotary()
     return model.to(device).eval()
 
 
-def read_suppressed(folder: Path) -> list[int]:
+def read_suppress_tokens(folder: Path) -> list[int]:
     """Tokens that are never to be written (`suppress_tokens`); none if the folder does not say."""
     path = folder / GENERATION
     value = read_json(path) if path.is_file() else {}

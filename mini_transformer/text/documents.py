@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+DOCUMENT_SEPARATOR = "\n\n\n"  # two blank lines: how documents are separated where we write them
 GAP = re.compile(r"\n(?:[ \t]*\n){2,}")
 PIECE = 1 << 18  # characters from which a document is cut at the next space
 HARD = 1 << 22  # where no space comes, it is cut anyway

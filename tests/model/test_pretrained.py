@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mini_transformer.config import RopeConfig
 from mini_transformer.errors import UserError
 from mini_transformer.evaluation.likelihood import measure
-from mini_transformer.export.huggingface import CONFIG, GENERATION, WEIGHTS, from_json, read_model, read_suppressed
-from mini_transformer.generation.generator import Writer, generate_tokens
-from mini_transformer.generation.sampling import Sampling
-from mini_transformer.text.tokenizer import END
+from mini_transformer.generation.engine import Engine, generate_tokens
+from mini_transformer.generation.sampling import SamplingConfig
+from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS, from_json, read_model, read_suppress_tokens
+from mini_transformer.text.tokenizer import EOT_TOKEN
 from tests.conftest import FABLES
 
 CPU = torch.device("cpu")
@@ -52,24 +52,24 @@ def test_logits_equal_those_of_transformers(folder: Path) -> None:
 
 def test_tokens_equal_those_of_transformers(trained: Path) -> None:
     there = AutoTokenizer.from_pretrained(trained)
-    here = Writer.load(trained, CPU).tokenizer
+    here = Engine.load(trained, CPU).tokenizer
     for text in (FABLES.read_text(encoding="utf-8"), "Ž 日 🦊 l'été, « là » !\n\n\n  x\t", ""):
         ids = here.encode(text).tolist()
         assert there(text, add_special_tokens=False).input_ids == ids
-        assert there(text).input_ids == [here.end_id, *ids]  # as our own prompts begin
+        assert there(text).input_ids == [here.eot_id, *ids]  # as our own prompts begin
         assert there.decode(ids) == text
-    assert there.convert_tokens_to_ids(END) == there.bos_token_id == there.eos_token_id == here.end_id
+    assert there.convert_tokens_to_ids(EOT_TOKEN) == there.bos_token_id == there.eos_token_id == here.eot_id
 
 
 def test_greedy_text_equals_that_of_transformers(folder: Path) -> None:
     there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    writer = Writer.load(folder, CPU)
+    writer = Engine.load(folder, CPU)
     prompt = tokenizer("Un renard", return_tensors="pt")
     count = writer.model.config.block_size - prompt.input_ids.shape[1]
     expected = there.generate(**prompt, do_sample=False, max_new_tokens=count, eos_token_id=[])[0].tolist()
     ids = expected[: prompt.input_ids.shape[1]]
-    tokens = generate_tokens(writer.model, ids, Sampling(0), torch.Generator(), writer.suppressed)
+    tokens = generate_tokens(writer.model, ids, SamplingConfig(0), torch.Generator(), writer.suppressed)
     assert [*ids, *(next(tokens) for _ in range(count))] == expected
 
 
@@ -77,7 +77,7 @@ def judge(folder: Path, text: str) -> float:
     """Nats of a text by the rule of docs/measuring.md, through `transformers` alone and one window at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    end = tokenizer.convert_tokens_to_ids(END)
+    end = tokenizer.convert_tokens_to_ids(EOT_TOKEN)
     ids = [end]
     for document in re.split(r"\n(?:[ \t]*\n){2,}", text.strip("\n")):
         ids += [*tokenizer(document, add_special_tokens=False).input_ids, end]
@@ -96,7 +96,7 @@ def judge(folder: Path, text: str) -> float:
 
 def test_likelihood_equals_that_of_transformers(folder: Path) -> None:
     text = FABLES.read_text(encoding="utf-8")[:3000]
-    writer = Writer.load(folder, CPU)
+    writer = Engine.load(folder, CPU)
     found = measure(writer.model, writer.tokenizer, text)
     assert found.nats_per_token * found.tokens == pytest.approx(judge(folder, text), rel=1e-5)
 
@@ -116,7 +116,7 @@ def test_the_folder_holds_what_it_promises(trained: Path) -> None:
     assert config["mini_transformer"]["tokenizer"] == "char"
     for name in ("generated_text.txt", "loss_curve.png", "metrics.jsonl", "generation_config.json"):
         assert (trained / name).stat().st_size > 0, name
-    assert not list(trained.rglob("*.draft"))
+    assert not list(trained.rglob("*.temporary"))
     assert (trained / WEIGHTS).stat().st_mode == (trained / CONFIG).stat().st_mode
 
 
@@ -242,7 +242,7 @@ def test_strange_weights_are_refused_by_name(
     weights[name] = change(weights[name])
     save_file(weights, folder / WEIGHTS)
     with pytest.raises(UserError, match=rf"{re.escape(WEIGHTS)}: {re.escape(name)} {message}"):
-        Writer.load(folder, CPU)
+        Engine.load(folder, CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -259,7 +259,7 @@ def test_json_too_deep_is_refused_by_name(trained: Path, tmp_path: Path, name: s
     folder = shutil.copytree(trained, tmp_path / "out")
     (folder / name).write_text("[" * 200_000)
     with pytest.raises(UserError, match=rf"{re.escape(name)}: cannot be read"):
-        Writer.load(folder, CPU)
+        Engine.load(folder, CPU)
 
 
 def test_what_is_no_configuration_is_refused() -> None:
@@ -274,7 +274,7 @@ def test_a_truncated_file_is_refused_by_name(trained: Path, tmp_path: Path, name
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(UserError, match=re.escape(name)):
-        Writer.load(folder, CPU)
+        Engine.load(folder, CPU)
 
 
 def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
             damaged[place : place + chance.randrange(12)] = chance.randbytes(chance.randrange(6))
         (folder / name).write_bytes(damaged)
         try:
-            "".join(Writer.load(folder, CPU).write("Un été", 3, Sampling(), seed=1))
+            "".join(Engine.load(folder, CPU).write("Un été", 3, SamplingConfig(), seed=1))
         except UserError as error:
             refused.append(str(error))
         (folder / name).write_bytes(whole)
@@ -306,17 +306,17 @@ def test_a_missing_file_is_named(trained: Path, tmp_path: Path, name: str) -> No
     folder = shutil.copytree(trained, tmp_path / "out")
     (folder / name).unlink()
     with pytest.raises(UserError, match=re.escape(name)):
-        Writer.load(folder, CPU)
+        Engine.load(folder, CPU)
 
 
 def test_suppressed_tokens_must_be_ids(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "out")
-    assert len(read_suppressed(folder)) > 50
+    assert len(read_suppress_tokens(folder)) > 50
     damage(folder, GENERATION, lambda c: c.update(suppress_tokens=["x"]))
     with pytest.raises(UserError, match="suppress_tokens"):
-        read_suppressed(folder)
+        read_suppress_tokens(folder)
     damage(folder, GENERATION, lambda c: c.update(suppress_tokens=[True]))
     with pytest.raises(UserError, match="suppress_tokens"):
-        read_suppressed(folder)
+        read_suppress_tokens(folder)
     (folder / GENERATION).unlink()
-    assert read_suppressed(folder) == []
+    assert read_suppress_tokens(folder) == []

@@ -43,7 +43,7 @@ def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return (up + 1) * gate * torch.sigmoid(ALPHA * gate)
 
 
-class _TakeRows(torch.autograd.Function):
+class GatherRows(torch.autograd.Function):
     """Rows of x in a new order, each taken `copies` times in all.
 
     `rows` says which row of x comes where; `back` lists, for each row of x in turn, where its copies went. The
@@ -67,7 +67,7 @@ class Experts(nn.Module):
     """E feed-forward networks, side by side.
 
     In memory the gate half of `gate_up_proj` comes before the up half, so that each is one slice; on disk GPT-OSS
-    interleaves them (see `export.huggingface`).
+    interleaves them (see `model.pretrained`).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -104,9 +104,9 @@ class Experts(nn.Module):
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)  # sorted row of each slot
         counts = torch.bincount(chosen_nk.flatten(), minlength=E).tolist()
-        rows = _TakeRows.apply(x_nc, order // K, place, K)
+        rows = GatherRows.apply(x_nc, order // K, place, K)
         parts = [self.one(e, part) for e, part in enumerate(rows.split(counts)) if len(part)]
-        slots = _TakeRows.apply(torch.cat(parts), place, order, 1)
+        slots = GatherRows.apply(torch.cat(parts), place, order, 1)
         return (slots.view(-1, K, x_nc.shape[-1]) * weights_nk.unsqueeze(-1).to(slots.dtype)).sum(1)
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_transformer.config import ModelConfig
-from mini_transformer.model.experts import MixtureOfExperts, Router, _TakeRows, clamped_swiglu
+from mini_transformer.model.moe import GatherRows, MixtureOfExperts, Router, clamped_swiglu
 
 
 def mixture(n_experts: int, experts_per_token: int) -> MixtureOfExperts:
@@ -53,7 +53,7 @@ def test_taking_rows_has_the_right_gradient() -> None:
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     slots = torch.tensor([4, 0, 5, 1, 2, 3])  # two copies of each row, shuffled
     place = slots.argsort()
-    assert torch.autograd.gradcheck(lambda x: _TakeRows.apply(x, slots // 2, place, 2), (x,))
+    assert torch.autograd.gradcheck(lambda x: GatherRows.apply(x, slots // 2, place, 2), (x,))
 
 
 def test_swiglu_is_clamped() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from mini_transformer.config import ModelConfig
 
 
-class Cache:
+class KVCache:
     """Room for one block of keys and values per layer.
 
     Axes: B batch, G key/value heads, T tokens (up to `block_size`), D head size. `length` counts the tokens held.

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mini_transformer.config import ModelConfig
-from mini_transformer.generation.generator import BORDER, Writer, context_start, generate_tokens
-from mini_transformer.generation.sampling import Sampling
+from mini_transformer.generation.engine import Engine, context_start, generate_tokens
+from mini_transformer.generation.sampling import SamplingConfig
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def model(tiny_config: ModelConfig) -> Decoder:
 
 
 def tokens(model: Decoder, prompt: list[int], count: int, **settings: object) -> list[int]:
-    sampling = settings.pop("sampling", Sampling(1.0))
+    sampling = settings.pop("sampling", SamplingConfig(1.0))
     stream: Iterator[int] = generate_tokens(
         model,
         prompt,
@@ -39,7 +40,7 @@ def test_the_cache_changes_nothing_within_the_block_and_past_it(
     model: Decoder, length: int, temperature: float
 ) -> None:
     prompt = [i * 7 % 50 for i in range(length)]
-    sampling = Sampling(temperature)
+    sampling = SamplingConfig(temperature)
     cached = tokens(model, prompt, 60, sampling=sampling)
     assert cached == tokens(model, prompt, 60, sampling=sampling, use_cache=False)
     assert len(set(cached)) > 1
@@ -63,25 +64,25 @@ def test_suppressed_tokens_are_never_written(model: Decoder) -> None:
 
 
 def test_writing_repeats_with_its_seed_and_only_then(trained: Path) -> None:
-    writer = Writer.load(trained, torch.device("cpu"))
-    texts = ["".join(writer.write("Un renard", 80, Sampling(), seed)) for seed in (1, 1, 2)]
+    writer = Engine.load(trained, torch.device("cpu"))
+    texts = ["".join(writer.write("Un renard", 80, SamplingConfig(), seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0]) >= 80
 
 
 def test_an_end_is_a_border_or_stops_the_text(trained: Path) -> None:
-    writer = Writer.load(trained, torch.device("cpu"))
-    end = writer.tokenizer.end_id
+    writer = Engine.load(trained, torch.device("cpu"))
+    end = writer.tokenizer.eot_id
     everything_else = [i for i in range(writer.tokenizer.vocab_size) if i not in (end, *writer.tokenizer.encode("ab"))]
-    writer = Writer(writer.model, writer.tokenizer, everything_else)
-    text = "".join(writer.write("", 60, Sampling(5.0), seed=3))
-    documents = text.split(BORDER)
+    writer = Engine(writer.model, writer.tokenizer, everything_else)
+    text = "".join(writer.write("", 60, SamplingConfig(5.0), seed=3))
+    documents = text.split(DOCUMENT_SEPARATOR)
     assert len(documents) > 2
     assert set(text) == {"a", "b", "\n"}
-    assert "".join(writer.write("", 60, Sampling(5.0), seed=3, stop_at_end=True)) == documents[0]
+    assert "".join(writer.write("", 60, SamplingConfig(5.0), seed=3, stop_at_end=True)) == documents[0]
 
 
 def test_only_what_the_training_text_holds_is_written(trained: Path, fables: Path) -> None:
-    writer = Writer.load(trained, torch.device("cpu"))
-    text = "".join(writer.write("日本", 300, Sampling(3.0), seed=4))
+    writer = Engine.load(trained, torch.device("cpu"))
+    text = "".join(writer.write("日本", 300, SamplingConfig(3.0), seed=4))
     assert set(text) <= set(fables.read_text(encoding="utf-8"))

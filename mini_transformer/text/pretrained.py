@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mini_transformer.errors import UserError
-from mini_transformer.text.tokenizer import FILE, Tokenizer, begin_with_end
+from mini_transformer.text.tokenizer import FILE, Tokenizer, prepend_eot
 
 # What a tokenizer must give back unchanged to be of use here; `normalizers` and prefix spaces do not.
 PROBE = "L'été — cœur e\u0301\u0301 ﬁ ½ Å\u212b 日本 🦊\n\n\n  deux\t espaces \x00\x1f\u00a0\u2028 ."
@@ -23,7 +23,7 @@ def ready_tokenizer(name: str) -> Tokenizer:
         tokenizer = Tokenizer.from_json(content, str(path))
     except UserError as error:
         raise UserError(f"--tokenizer: {error}") from None
-    begin_with_end(tokenizer.backend, tokenizer.end_id)
+    prepend_eot(tokenizer.backend, tokenizer.eot_id)
     for text in (PROBE, f" {PROBE}"):
         if tokenizer.decode(tokenizer.encode(text).tolist()) != text:
             raise UserError(

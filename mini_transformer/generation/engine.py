@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 
 from mini_transformer.errors import UserError
-from mini_transformer.export.huggingface import CONFIG, read_model, read_suppressed
-from mini_transformer.generation.sampling import Sampling, pick
-from mini_transformer.model.cache import Cache
+from mini_transformer.generation.sampling import SamplingConfig, sample
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.kv_cache import KVCache
+from mini_transformer.model.pretrained import CONFIG, read_model, read_suppress_tokens
+from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 from mini_transformer.text.tokenizer import Tokenizer
-
-BORDER = "\n\n\n"  # two blank lines: how documents are parted in text
 
 
 def context_start(tokens: int, block_size: int) -> int:
@@ -32,7 +31,7 @@ def context_start(tokens: int, block_size: int) -> int:
 def generate_tokens(
     model: Decoder,
     prompt: list[int],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     generator: torch.Generator,
     suppressed: list[int],
     use_cache: bool = True,
@@ -43,13 +42,13 @@ def generate_tokens(
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
     tokens = list(prompt)
-    cache = Cache(model.config, 1, device, next(model.parameters()).dtype)
+    cache = KVCache(model.config, 1, device, next(model.parameters()).dtype)
     start = context_start(len(tokens), block_size)
     unread = tokens[start:]
     while True:
         logits_v = model(torch.tensor([unread], device=device), cache if use_cache else None)[0, -1].float().cpu()
         logits_v[suppressed] = float("-inf")
-        token = pick(logits_v, sampling, generator)
+        token = sample(logits_v, sampling, generator)
         yield token
         tokens.append(token)
         previous, start = start, context_start(len(tokens), block_size)
@@ -59,7 +58,7 @@ def generate_tokens(
 
 
 @dataclass(frozen=True)
-class Writer:
+class Engine:
     """A model with its tokenizer, ready to write."""
 
     model: Decoder
@@ -67,12 +66,12 @@ class Writer:
     suppressed: list[int]
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> "Writer":
+    def load(cls, folder: Path, device: torch.device) -> "Engine":
         """From a model folder. Raises `UserError` if it is missing, incomplete or damaged."""
         model, tokenizer, suppressed = (
             read_model(folder, device),
             Tokenizer.load(folder),
-            read_suppressed(folder),
+            read_suppress_tokens(folder),
         )
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
@@ -83,17 +82,17 @@ class Writer:
         return cls(model, tokenizer, [i for i in suppressed if i < model.config.vocab_size] + list(padding))
 
     def write(
-        self, prompt: str, max_new_tokens: int, sampling: Sampling, seed: int, stop_at_end: bool = False
+        self, prompt: str, max_new_tokens: int, sampling: SamplingConfig, seed: int, stop_at_end: bool = False
     ) -> Iterator[str]:
         """The text that continues a prompt (which may be empty), piece by piece, the prompt itself not included.
 
         Where the model ends a document, the text stops if asked to, else two blank lines follow and then the next one.
         """
-        end_id = self.tokenizer.end_id
-        ids = [end_id, *self.tokenizer.encode(prompt).tolist()]
+        eot_id = self.tokenizer.eot_id
+        ids = [eot_id, *self.tokenizer.encode(prompt).tolist()]
         generator = torch.Generator().manual_seed(seed)
         tokens: Iterator[int] = generate_tokens(self.model, ids, sampling, generator, self.suppressed)
         tokens = islice(tokens, max_new_tokens)
         if stop_at_end:
-            tokens = takewhile(lambda token: token != end_id, tokens)
-        return self.tokenizer.decode_stream(tokens, BORDER)
+            tokens = takewhile(lambda token: token != eot_id, tokens)
+        return self.tokenizer.decode_stream(tokens, DOCUMENT_SEPARATOR)

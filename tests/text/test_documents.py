@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mini_transformer.data.documents import Piece, cut_document, split_documents, stream_documents
+from mini_transformer.text.documents import Piece, cut_document, split_documents, stream_documents
 from mini_transformer.text.tokenizer import Tokenizer
 from tests.conftest import FABLES
 
