@@ -151,6 +151,7 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
     text: TextConfig = TextConfig()
+    fingerprints: dict = field(default_factory=dict)
 
 
 # One dial for newcomers: shape, batch, rate and horizon that belong together. Explicit flags win.
@@ -233,3 +234,28 @@ def check(config: TrainConfig) -> None:
         suffix = "" if len(config.phases) == 1 else f"_{phase.name}"
         check_limits(f"max_iters{suffix}", phase.iters, {"least": 1, "most": 10**8 - 1})
         check_limits(f"lr{suffix}", phase.lr, {"above": 0.0, "most": 1.0})
+
+
+FREE = (
+    "out_dir", "overwrite", "device", "gpus", "sample_interval", "checkpoint_interval", "val_data", "encoding",
+    "tokenizer", "cache_dir", "in_memory", "text_field", "max_unreadable",
+)
+
+
+def recorded_settings(config):
+    values = {}
+    for part in (config.text, config.model, config.optim, config.run):
+        for f in dataclasses.fields(part):
+            if f.metadata and f.name not in FREE:
+                values[f.name] = getattr(part, f.name)
+    for phase in config.phases:
+        suffix = "" if len(config.phases) == 1 else f"_{phase.name}"
+        values |= {f"max_iters{suffix}": phase.iters, f"lr{suffix}": phase.lr}
+    return values
+
+
+def settings_difference(old, new):
+    for name in [*new, *(name for name in old if name not in new)]:
+        if old.get(name) != new.get(name):
+            return f"`{name}`: {old.get(name, 'none')} there, {new.get(name, 'none')} here"
+    return ""

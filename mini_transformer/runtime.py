@@ -1,5 +1,7 @@
 """Which device computes, and in which precision."""
 
+from contextlib import contextmanager
+
 import torch
 
 from mini_transformer.errors import UserError
@@ -37,7 +39,7 @@ def _gpu(name: str, gpus: str, flag: str) -> torch.device:
     return torch.device("cuda", int(gpus))
 
 
-def describe(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return f"cuda:{device.index} ({torch.cuda.get_device_name(device)})"
@@ -50,3 +52,22 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def log(line: str) -> None:
+    """Print a line."""
+    print(line, flush=True)
+
+
+@contextmanager
+def deterministic_algorithms(device):
+    from torch.utils import deterministic
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        deterministic.fill_uninitialized_memory = before[1]

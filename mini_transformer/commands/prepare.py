@@ -10,15 +10,16 @@ def main(argv: Sequence[str]) -> int:
     """Do what `train` with the same flags would do with the texts, and no more."""
     config = train_config(argv, prog="prepare")
     check(config)
-    from mini_transformer.training.phases import read_material
+    from mini_transformer.data.prepare import prepare_data
+    from mini_transformer.runtime import log
 
-    material = read_material(config)
-    for text in material.phases:
-        tokens = text.stream.epoch_tokens
-        print(f"{text.phase.name}: {text.characters:,} characters, {tokens:,} tokens, {text.documents:,} documents")
-    characters, tokens = material.validation_characters, material.tokenizer.vocab_size
-    print(f"validation: {characters:,} characters; vocabulary: {tokens:,} tokens")
-    print(f"overlap: {material.overlap}")
-    material.overlap.warn()
-    print("Ready: train with the same flags starts at once")
+    data = prepare_data(config)
+    for phase in data.phases:
+        tokens = phase.batches.epoch_tokens
+        log(f"{phase.phase.name}: {phase.characters:,} characters, {tokens:,} tokens, {phase.documents:,} documents")
+    vocab_size = data.tokenizer.vocab_size
+    log(f"validation: {data.validation_characters:,} characters; vocabulary: {vocab_size:,} tokens")
+    log(f"contamination: {data.contamination}")
+    data.contamination.warn()
+    log("Ready: train with the same flags starts at once")
     return 0

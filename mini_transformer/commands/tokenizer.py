@@ -34,13 +34,14 @@ def main(argv: Sequence[str]) -> int:
     trained = given.tokenizer in TRAINABLE_TOKENIZERS
     if trained and not given.data:
         raise UserError("--data: missing; say which text to learn from, or --tokenizer FOLDER to show a ready one")
-    from mini_transformer.data.sources import Reading, nothing_to_learn, stream_source
+    from mini_transformer.data.reading import ReaderConfig
+    from mini_transformer.data.sources import Sources, nothing_to_learn
     from mini_transformer.text.make import make_tokenizer, write_tokenizer
 
-    reading = Reading(given.encoding, given.text_field)
+    reader = ReaderConfig(given.encoding, given.text_field)
 
     def pieces() -> "Iterator[Piece]":
-        return (piece for path in given.data or () for piece in stream_source(path, reading))
+        return Sources(given.data or (), reader).stream()
 
     if given.data and next(pieces(), None) is None:
         raise nothing_to_learn(given.data)

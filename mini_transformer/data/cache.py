@@ -1,23 +1,25 @@
-"""The folder where work on big texts is kept, and the hashes under which it is found again."""
+"""The data cache: a folder for what can be made again (tokens, tokenizers, surveys), found under the hash of its inputs."""
 
 import hashlib
 import json
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import write_json
 
-SETTLED = 2.0  # seconds after which another change to a file has another time stamp
+
+def digest(*parts: Any) -> str:
+    """A hash of values that JSON can hold: 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def default_folder() -> Path:
-    """Where this user's system keeps what can be made again."""
+    """The folder for caches of this user's system."""
     if os.environ.get("XDG_CACHE_HOME"):
         base = Path(os.environ["XDG_CACHE_HOME"])
     elif sys.platform == "darwin":
@@ -29,103 +31,49 @@ def default_folder() -> Path:
     return base / "mini-transformer"
 
 
-def digest(*parts: Any) -> str:
-    """A hash of some values that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
-
-
-class Cache:
-    """A folder for what can be made again. Made when first written to."""
+class DataCache:
+    """The folder is made when something is first written to it."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder or default_folder()
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn a full or read-only disk into one clear line."""
+    def writing(self, kind: str) -> Iterator[Path]:
+        """The sub-folder of one kind, to write to. Raises `UserError` for a full or read-only disk."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            yield
+            (self.folder / kind).mkdir(parents=True, exist_ok=True)
+            yield self.folder / kind
         except OSError as error:
             raise UserError(
-                f"--cache-dir: {self.folder} cannot be written ({error.strerror or error}); name another place"
+                f"`cache_dir`: {self.folder} cannot be written ({error.strerror or error}); choose another place"
             ) from None
 
-    def content(self, files: Iterable[Path], remember: bool) -> str:
-        """A hash of the content of some files. A file that looks untouched since it was last read is not read again."""
-        index = self.folder / "files.json"
-        known = _read_json(index) or {}
-        hashes, changed = [], False
-        for file in files:
-            name, stamp = str(file.absolute()), self.stamp(file)
-            match known.get(name):
-                case [*last, str(content)] if last == stamp:
-                    hashes.append(content)
-                case _:
-                    hashes.append(_hash_file(file))
-                    # within the same tick of the clock it may change once more without another stamp
-                    if time.time() - stamp[1] / 1e9 > SETTLED:
-                        known[name], changed = [*stamp, hashes[-1]], True
-        if changed and remember:
-            with suppress(UserError), self.writing(), locked(self.folder / "files.lock"):
-                # where it cannot be kept, it is read again next time
-                write_json(index, (_read_json(index) or {}) | known)
-        return digest(hashes)
-
     def find(self, kind: str, key: str, types: Mapping[str, type]) -> dict[str, Any] | None:
-        """Some facts that were kept under a name, of these names and types; None if there are none."""
-        found = _read_json(self.folder / kind / f"{key[:32]}.json")
-        return found if found and {name: type(fact) for name, fact in found.items()} == types else None
-
-    def keep(self, kind: str, key: str, value: dict[str, Any]) -> dict[str, Any]:
-        """Keep some facts for `find`, and give them back."""
-        place = self.folder / kind
-        with self.writing():
-            place.mkdir(exist_ok=True)
-            with locked(place / f"{key[:32]}.lock"):
-                write_json(place / f"{key[:32]}.json", value)
-        return value
-
-    @staticmethod
-    def stamp(file: Path) -> list[int]:
-        """What changes when a file does."""
+        """The values that were kept under a key, of these names and types; None if there are none, or damaged ones."""
         try:
-            stat = file.stat()
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file") from None
-        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            found = json.loads((self.folder / kind / f"{key}.json").read_text(encoding="utf-8"))
+            return found if {name: type(value) for name, value in found.items()} == types else None
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return None
 
+    def keep(self, kind: str, key: str, values: dict[str, Any]) -> None:
+        """Keep some values for `find`."""
+        with self.locked(kind, key) as folder:
+            write_json(folder / f"{key}.json", values)
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """What a file of the cache holds; None if it is not there, or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    @contextmanager
+    def locked(self, kind: str, key: str, work: str = "") -> Iterator[Path]:
+        """Let one process at a time work on a key; the others wait, and say so if `work` says on what."""
+        with self.writing(kind) as folder, open(folder / f"{key}.lock", "wb") as file:
+            try:
+                import fcntl
 
-
-def _hash_file(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-@contextmanager
-def locked(path: Path, work: str = "") -> Iterator[None]:
-    """Let one process at a time in, where the system can; the others wait, and say so if it is for long `work`."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two that make the same thing at once both make it
-        yield
-        return
-    with open(path, "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if work:
-                print(f"Waiting for another process that {work}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    if work:
+                        print(f"Waiting for another process that {work}", file=sys.stderr, flush=True)
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            except ImportError:  # Windows: two processes that make the same thing both make it
+                pass
+            yield folder

@@ -1,146 +1,125 @@
-"""The text of one body of sources: what is learnt, what is held out, and their tokens. Here: a text in memory."""
+"""A corpus: the text of some sources in pieces, each marked as training or validation text, read as seldom as can be.
+
+The first read of a corpus also surveys it: its fingerprint (a hash of its text, wherever and in whatever format it is
+kept) and its size. The survey of a big corpus is kept in the cache, under the state of its files.
+"""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Literal, Protocol
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from mini_transformer.data.cache import DataCache, digest
+from mini_transformer.data.sources import Sources
+from mini_transformer.text.documents import Piece
 
-from mini_transformer.data.sources import EVERY, Document, split_validation
-from mini_transformer.data.tokens import Integers, TokenDocuments
-from mini_transformer.text.documents import cut_document
-from mini_transformer.text.tokenizer import Tokenizer, Tokens
+SplitMode = Literal["none", "tenth", "all"]  # what of a corpus is validation text
 
-HoldOut = Literal["none", "tenth", "all"]
+EVERY = 10  # of ten documents or more, every tenth is validation text
+VALIDATION_SHARE = 1 / EVERY  # of fewer, this much of the text, at its end
+LOOK_AHEAD = 1 << 23  # characters that are kept in memory until it is known how many documents there are
+SETTLED = 2.0  # seconds after which another change to a file gets another time stamp
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some documents as tokens, and what is known of the text of each."""
+class Survey:
+    """What the first read of a corpus finds out."""
 
-    tokens: TokenDocuments
-    lengths: Integers  # characters
-    hashes: Integers
+    fingerprint: str
+    documents: int
+    characters: int
 
     @property
-    def characters(self) -> int:
-        """Of all documents; a border is three line feeds."""
-        return int(self.lengths.sum()) + 3 * len(self.lengths)
-
-    def take(self, chosen: NDArray[np.bool]) -> "Part":
-        """The documents that are marked."""
-        return Part(self.tokens.take(chosen), self.lengths[chosen], self.hashes[chosen])
+    def cut(self) -> int | None:
+        """Of a corpus of few documents: the characters before its validation text."""
+        return None if self.documents >= EVERY else round(self.characters * (1 - VALIDATION_SHARE))
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The tokens of a corpus."""
+def mark_split(pieces: Iterable[Piece], cut: int | None) -> Iterator[tuple[Piece, bool]]:
+    """Mark the pieces of validation text: every tenth document, or else all text after `cut` characters.
 
-    train: Part
-    validation: Part
-    seen: list[int]  # ids that stand in the text to train on
-
-
-class Corpus(Protocol):
-    """One body of text. `digest` and `held_digest` stand for the text to train on and the text that is held out."""
-
-    digest: str
-    held_digest: str
-
-    def texts(self) -> Iterator[str]:
-        """The text to train on, in pieces."""
-
-    def encode(self, tokenizer: Tokenizer) -> Encoded:
-        """The tokens of all of it."""
-
-    def held(self, tokenizer: Tokenizer, validation: Part) -> Iterator[str]:
-        """The text that is held out, in pieces. `validation` is that of `Encoded`."""
-
-    def titles(self, tokenizer: Tokenizer, validation: Part) -> list[Document]:
-        """The first line of each document that is held out."""
-
-
-class SmallCorpus:
-    """A corpus in memory."""
-
-    def __init__(self, content: str, documents: Sequence[Document], hold_out: HoldOut) -> None:
-        texts = [document.text for document in documents]
-        if hold_out == "tenth":
-            split = split_validation(texts)
-            self.train, self.validation = split.train, split.validation
+    A document that the cut goes through becomes two.
+    """
+    document = position = 0
+    for piece in pieces:
+        start, position = position, position + len(piece.text)
+        if cut is None:
+            yield piece, document % EVERY == EVERY - 1
+        elif start < cut <= position:
+            yield piece._replace(text=piece.text[: cut - start], last=True), False
+            if (rest := piece.text[cut - start :]).strip() or not piece.last:
+                yield piece._replace(text=rest), True
         else:
-            self.train, self.validation = (texts, []) if hold_out == "none" else ([], texts)
-        # held out is all, the last of each ten, or the end of the text
-        origins = [document.origin for document in documents]
-        tenths = origins[EVERY - 1 :: EVERY]
-        held = len(self.validation)
-        self._origins = tenths if held == len(tenths) else origins[len(origins) - held :]
-        self.digest, self.held_digest = digests(content, hold_out)
-
-    def texts(self) -> Iterator[str]:
-        """See `Corpus`."""
-        return iter(self.train)
-
-    def encode(self, tokenizer: Tokenizer) -> Encoded:
-        """See `Corpus`."""
-        train, validation = (_encode(tokenizer, documents) for documents in (self.train, self.validation))
-        return Encoded(train, validation, tokens_in(train.tokens, tokenizer.vocab_size))
-
-    def held(self, tokenizer: Tokenizer, validation: Part) -> Iterator[str]:
-        """See `Corpus`."""
-        return iter(self.validation)
-
-    def titles(self, tokenizer: Tokenizer, validation: Part) -> list[Document]:
-        """See `Corpus`."""
-        return [Document(first_line(text), origin) for text, origin in zip(self.validation, self._origins, strict=True)]
+            yield piece, start >= cut
+        document += piece.last
 
 
-def digests(content: str, hold_out: HoldOut) -> tuple[str, str]:
-    """`digest` and `held_digest` of a corpus with this content, the same in memory as in the cache."""
-    return f"{content} less {hold_out}", f"{hold_out} of {content}"
+class Corpus:
+    """The documents of some sources that are split, shuffled and counted together."""
 
+    def __init__(self, sources: Sources, mode: SplitMode, cache: DataCache, in_memory: int) -> None:
+        """`in_memory`: up to this many bytes of text, its tokens are made at each start and kept in memory."""
+        self.sources, self.mode, self.cache, self._in_memory = sources, mode, cache, in_memory
+        self.survey: Survey | None = None
+        self.find_survey()
 
-def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> Part:
-    pieces = [piece for document in documents for piece in cut_document(document, "")]
-    tokens = tokenizer.encode_batch([piece.text for piece in pieces])
-    lengths, length = [], 0
-    for piece, ids in zip(pieces, tokens, strict=True):
-        length += len(ids)
-        if piece.last:
-            lengths.append(length)
-            length = 0
-    buffer: Tokens = np.concatenate([np.empty(0, dtype=tokenizer.dtype), *tokens])
-    return Part(
-        TokenDocuments.of(buffer, np.array(lengths, dtype=np.int64)),
-        np.array([len(document) for document in documents], dtype=np.int64),
-        np.array([hash_number(text_hash(document.encode())) for document in documents], dtype=np.int64),
-    )
+    def find_survey(self) -> Survey | None:
+        """The survey, if the corpus was read before and has not changed since."""
+        if self.survey is None:
+            types = {"fingerprint": str, "documents": int, "characters": int}
+            found = self.cache.find("surveys", self.sources.key(self.cache), types)
+            self.survey = Survey(**found) if found else None
+        return self.survey
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether its tokens go to the cache: those of much text do, and what had to be fetched from the Hub."""
+        characters = self.survey.characters if self.survey else 0
+        return self.sources.remote or max(self.sources.size, characters) > self._in_memory
 
-def text_hash(content: bytes = b"") -> hashlib.blake2b:
-    """The state of the hash by which a document is known; `update` takes more of its text."""
-    return hashlib.blake2b(content, digest_size=8)
+    @property
+    def cut(self) -> int | None:
+        """See `Survey.cut`; None where there is nothing to split."""
+        return self.survey.cut if self.survey and self.mode == "tenth" else None
 
+    def fingerprint(self, validation: bool = False) -> str:
+        """Stands for the training or the validation text of the corpus, after its first read."""
+        assert self.survey is not None
+        return digest(self.survey.fingerprint, self.mode, validation)
 
-def hash_number(state: hashlib.blake2b) -> int:
-    """The hash as a signed number of 64 bits."""
-    return int.from_bytes(state.digest(), "little", signed=True)
+    def is_validation(self, marked: bool) -> bool:
+        """Whether a piece is validation text, given the mark of `mark_split`."""
+        return self.mode == "all" or (self.mode == "tenth" and marked)
 
+    def read(self) -> Iterator[tuple[Piece, bool]]:
+        """Read the text once: pieces, marked by `mark_split`. Raises `UserError` if it cannot be read."""
+        pieces = self._surveyed()
+        if self.survey is None and self.mode == "tenth":
+            # how the text is split is known after ten documents, or at its end
+            head, documents, size = list[Piece](), 0, 0
+            for piece in pieces:
+                documents, size = documents + piece.last, size + len(piece.text)
+                if size <= LOOK_AHEAD:
+                    head.append(piece)
+                if documents == EVERY:
+                    break
+            pieces = chain(head, pieces) if size <= LOOK_AHEAD else self._surveyed()
+        yield from mark_split(pieces, self.cut)
 
-def tokens_in(documents: TokenDocuments, vocab_size: int) -> list[int]:
-    """The ids that occur in some documents."""
-    seen = np.zeros(vocab_size, dtype=bool)
-    for document in documents:
-        for start in range(0, len(document), 1 << 22):
-            part = document[start : start + (1 << 22)]
-            seen[part] = True
-            documents.release(len(part))
-    return np.flatnonzero(seen).tolist()
-
-
-def first_line(text: str) -> str:
-    """The first line of a document that has any text in it, shortened."""
-    return next(islice((line.strip() for line in text.splitlines() if line.strip()), 1), "")[:80]
+    def _surveyed(self) -> Iterator[Piece]:
+        """The pieces; after the last one there is a survey."""
+        if self.survey is not None:
+            yield from self.sources.stream()
+            return
+        text_hash, documents, characters = hashlib.sha256(), 0, 0
+        for piece in self.sources.stream():
+            text_hash.update(piece.text.encode() + b"\xff" * piece.last)  # a byte that UTF-8 does not have
+            documents, characters = documents + piece.last, characters + len(piece.text)
+            yield piece
+        self.survey = Survey(text_hash.hexdigest(), documents, characters)
+        # a file that has just changed may change once more without another time stamp
+        newest = max((mtime for _, mtime, _ in self.sources.stats.values()), default=0) / 1e9
+        if self.is_cached and time.time() - newest > SETTLED:
+            self.cache.keep("surveys", self.sources.key(self.cache), asdict(self.survey))

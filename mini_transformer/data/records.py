@@ -1,165 +1,157 @@
-"""Records of JSON, CSV, Parquet and of Hub datasets as documents, streamed through the library `datasets`.
+"""Records of JSON, CSV, Parquet and of Hub datasets as documents: one document for each record, in bounded memory.
 
-The library is an extra: it is imported only when such a source is named.
+Parquet needs `pyarrow`, the Hub needs `datasets`: extras, imported when such a source is named.
 """
 
-import functools
-import glob
-import logging
-import os
-from collections.abc import Iterator
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mini_transformer.data.formats import kind_of, no_field, settings_of
+from mini_transformer.data import hub
+from mini_transformer.data.reading import ReaderConfig, is_compressed, read_lines
 from mini_transformer.errors import UserError
+from mini_transformer.runtime import log
 from mini_transformer.text.documents import Piece, cut_document
 
-if TYPE_CHECKING:
-    from mini_transformer.data.sources import Reading
+KINDS = dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "json")
+KINDS |= {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+ROWS = 1024  # of a Parquet file that are read at once
+SHOWN_RECORDS, SHOWN_FIELDS, SHOWN_LENGTH = 3, 20, 40  # in messages: records, names of fields, characters of a name
 
-HUB = "hf:"
-NAMED = 3  # unreadable records that are told in full
-
-_told: set[str] = set()  # sources whose unreadable records have been told: each is read more than once
-
-
-def is_hub(path: Path) -> bool:
-    """Whether a source is a dataset by name: `hf:NAME[:config][:split]`."""
-    return str(path).startswith(HUB)
+_logged: set[str] = set()  # sources whose unreadable records have been reported: each is read more than once
 
 
-def parse_hub(path: Path) -> tuple[str, str | None, str]:
-    """Name (or local folder), configuration and split of a Hub dataset."""
-    parts = str(path).removeprefix(HUB).split(":")
-    if len(parts) > 3 or not parts[0]:
-        raise UserError(f"{path}: expected hf:NAME, hf:NAME:config or hf:NAME:config:split")
-    name, config, split = [*parts, "", ""][:3]
-    return name, config or None, split or "train"
+def kind_of(file: Path) -> str | None:
+    """The format of a file of records, by its name: json, csv or parquet; None for any other file."""
+    name = file.with_suffix("") if is_compressed(file) else file
+    return KINDS.get(name.suffix.lower())
 
 
-def hub_folder(path: Path) -> Path | None:
-    """The folder on this machine that a source names, if it does."""
-    folder = Path(parse_hub(path)[0])
-    return folder if folder.is_dir() else None
+def read_records(path: Path, reader: ReaderConfig) -> Iterator[Piece]:
+    """The texts of a source's records, one document each, in pieces.
 
-
-def is_remote(path: Path) -> bool:
-    """Whether a source lies on the Hub and not on this machine."""
-    return is_hub(path) and hub_folder(path) is None
-
-
-class Unreachable(UserError):
-    """The Hub does not answer."""
-
-
-@functools.cache
-def hub_revision(path: Path) -> str:
-    """The commit that a dataset on the Hub stands at. Raises `UserError` if there is none, `Unreachable` if unknown."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    name = parse_hub(path)[0]
-    try:
-        return str(HfApi().dataset_info(name, timeout=20).sha)
-    except GatedRepoError:
-        raise UserError(f"{path}: its terms must be accepted on the Hub first (then: hf auth login)") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"{path}: neither a folder here nor a public dataset on the Hub (for a private one: hf auth login)"
-        ) from None
-    except Exception as error:  # each kind of network has its own errors
-        raise Unreachable(f"{path}: the Hub cannot be reached ({_short(error)})") from None
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _load(path: Path, reading: "Reading") -> Any:
-    """The stream of a source's records."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{path}: needs the Python package 'datasets': pip install datasets") from None
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # errors are told by us, once
-    if is_hub(path):
-        name, config, split = parse_hub(path)
-        revision = hub_revision(path) if is_remote(path) else None
-        return datasets.load_dataset(name, config, split=split, streaming=True, revision=revision)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"{path}: its name is not UTF-8, so 'datasets' cannot open it: rename the file") from None
-    settings = settings_of(path, reading.encoding, reading.text_field)
-    if settings is None:
-        return ()
-    # a name is a pattern to the library
-    settings |= {"data_files": glob.escape(os.fspath(path)), "split": "train", "streaming": True}
-    kind = kind_of(path)
-    records = datasets.load_dataset(kind, **settings)
-    if kind != "parquet":
-        return records
-    if reading.text_field not in records.column_names:
-        raise no_field(path, reading.text_field, records.column_names)
-    return datasets.load_dataset(kind, columns=[reading.text_field], **settings)
-
-
-def _records(path: Path, reading: "Reading") -> Iterator[dict[str, Any]]:
-    """The records of a source. Raises `UserError` for whatever the library says."""
-    try:
-        yield from _load(path, reading)
-    except UserError:
-        raise
-    except EOFError as error:
-        raise UserError(f"{path}: cut short or damaged ({_short(error)})") from None
-    except (StopIteration, RuntimeError) as error:
-        if not isinstance(error, StopIteration) and not isinstance(error.__cause__, StopIteration):
-            raise UserError(f"{path}: cannot be read ({_short(error)})") from None
-        return  # so the library says that a file is empty
-    except Exception as error:  # each format has its own errors
-        advice = "; if it is in another encoding, name it (--encoding cp1252)"
-        raise UserError(
-            f"{path}: cannot be read: cut short, damaged or not this format ({_short(error)})"
-            + advice * isinstance(error, UnicodeDecodeError)
-        ) from None
-
-
-def stream_records(path: Path, reading: "Reading") -> Iterator[Piece]:
-    """The text of each record, one document each. Raises `UserError` past the limit of unreadable records."""
-    unreadable: list[str] = []
-    count = 0
-    for number, record in enumerate(_records(path, reading), 1):
-        if reading.text_field not in record:
-            raise no_field(path, reading.text_field, record)
-        text = record[reading.text_field]
-        if wrong := _what_is_wrong(text):
+    Records without readable text are left out and reported. Raises `UserError` past `max_unreadable` of them, if no
+    record has the field, and if the source cannot be read.
+    """
+    field, unreadable, count, fields = reader.text_field, list[str](), 0, None
+    for number, record in enumerate(_records(path, reader), 1):
+        text, fault = _text_of(record, field)
+        if fault:
             count += 1
-            unreadable += [f"record {number}: {wrong}"] if count <= NAMED else []
-            if count > reading.max_unreadable:
+            unreadable += [f"record {number}: {fault}"] if count <= SHOWN_RECORDS else []
+            if isinstance(record, dict) and field not in record and fields is None:
+                fields = list(record)
+            if fields is not None and count == number > reader.max_unreadable:
+                raise missing_field(path, field, fields)
+            if count > reader.max_unreadable:
                 raise UserError(
-                    f"{path}: more than {reading.max_unreadable} records without readable text in "
-                    f"{reading.text_field!r} ({'; '.join(unreadable)}); --max-unreadable allows more"
+                    f"{path}: more than {reader.max_unreadable} records without readable text in {field!r} "
+                    f"({'; '.join(unreadable)}); `max_unreadable` allows more"
                 )
             continue
-        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip("\n")
-        if text.strip():
-            yield from cut_document(text, path.name)
-    if count and str(path) not in _told:
-        _told.add(str(path))
-        more = f"; and {count - NAMED} more" if count > NAMED else ""
-        print(f"{path}: {count} unreadable records left out ({'; '.join(unreadable)}{more})", flush=True)
+        if text := text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip("\n"):
+            if text.strip():
+                yield from cut_document(text, path.name)
+    if fields is not None and count == number:
+        raise missing_field(path, field, fields)
+    if count and str(path) not in _logged:
+        _logged.add(str(path))
+        more = f"; and {count - SHOWN_RECORDS} more" if count > SHOWN_RECORDS else ""
+        log(f"{path}: {count} unreadable records left out ({'; '.join(unreadable)}{more})")
 
 
-def _what_is_wrong(text: object) -> str:
-    if text is None:
-        return "nothing there"
+def _text_of(record: Any, field: str) -> tuple[str, str]:
+    """The text of a record, or what is wrong with it."""
+    if not isinstance(record, dict):
+        return "", f"{json.dumps(record)[:SHOWN_LENGTH]} is not a record"
+    if field not in record:
+        return "", f"no field {field!r}"
+    text = record[field]
     if not isinstance(text, str):
-        return f"a {type(text).__name__}, not a text"
+        return "", "nothing there" if text is None else f"a {type(text).__name__}, not a text"
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return "a lone surrogate"
-    return ""
+        return "", "a lone surrogate"
+    return text, ""
+
+
+def missing_field(path: Path, field: str, fields: Iterable[str]) -> UserError:
+    """The error for records without a field, naming those that they have."""
+    names = [name if len(name) <= SHOWN_LENGTH else f"{name[:SHOWN_LENGTH]}…" for name in sorted(map(str, fields))]
+    shown = ", ".join(names[:SHOWN_FIELDS] + ["…"] * (len(names) > SHOWN_FIELDS)) or "none"
+    return UserError(f"`text_field`: {path} has no field {field!r}; its fields: {shown}")
+
+
+def _records(path: Path, reader: ReaderConfig) -> Iterator[Any]:
+    """The records of a source, whatever its format."""
+    if hub.is_hub(path):
+        return hub.read_dataset(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return {"json": _json, "csv": _csv, "parquet": _parquet}[str(kind_of(path))](path, reader)
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path}: cannot be read: cut short, damaged or not this format ({why})")
+
+
+def _json(path: Path, reader: ReaderConfig) -> Iterator[Any]:
+    """One record per line; or one list of records, which is read as a whole, and may be a list of texts."""
+    lines = ((number, line) for number, line in enumerate(read_lines(path, reader.encoding), 1) if line.strip())
+    first = True
+    for number, line in lines:
+        try:
+            if first and line.lstrip()[0] == "[":
+                for record in json.loads(line + "".join(rest for _, rest in lines)):
+                    yield {reader.text_field: record} if isinstance(record, str) else record
+            elif first and line.lstrip()[0] != "{":
+                raise ValueError(f"it begins with {line.strip()[:20]!r}, not with a record or a list of records")
+            else:
+                yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, f"line {number}: {error}") from None
+        first = False
+
+
+def _csv(path: Path, reader: ReaderConfig) -> Iterator[Any]:
+    """Every field as the text that it is: `NA` and `12` too. The separator is the one that splits the header."""
+    csv.field_size_limit(sys.maxsize)
+    lines = read_lines(path, reader.encoding)
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        return
+    # semicolons are what Excel writes where the comma is the decimal point
+    separators = "\t" if ".tsv" in path.name.lower() else ",;\t"
+    headers = [next(csv.reader([first], delimiter=separator), []) for separator in separators]
+    header = next((names for names in headers if reader.text_field in names), None)
+    if header is None:
+        raise missing_field(path, reader.text_field, max(headers, key=len))
+    rows = csv.reader(lines, delimiter=separators[headers.index(header)], strict=True)
+    try:
+        for row in rows:
+            if len(row) > len(header):
+                raise _damaged(path, f"line {rows.line_num + 1} has {len(row)} fields, the header {len(header)}")
+            if row:
+                yield dict.fromkeys(header) | dict(zip(header, row, strict=False))
+    except csv.Error as error:
+        raise _damaged(path, f"line {rows.line_num + 1}: {error}") from None
+
+
+def _parquet(path: Path, reader: ReaderConfig) -> Iterator[Any]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(f"{path}: needs the Python package 'pyarrow': pip install pyarrow") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if reader.text_field not in names:
+                raise missing_field(path, reader.text_field, names)
+            for batch in file.iter_batches(ROWS, columns=[reader.text_field]):
+                yield from ({reader.text_field: text} for text in batch.column(0).to_pylist())
+    except (ArrowException, OSError) as error:
+        raise _damaged(path, error) from None

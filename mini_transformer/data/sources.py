@@ -1,46 +1,25 @@
-"""What can be read: text files, folders and patterns of them, as documents (`records.py` reads other formats).
-
-Also the division of documents into those to train and those to validate on.
-"""
+"""What can be read: text files, folders, patterns, files of records and Hub datasets; and whether they have changed."""
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from mini_transformer.data import records
-from mini_transformer.data.formats import kind_of
-from mini_transformer.data.reading import COMPRESSED, decode, is_compressed, normalised
+from mini_transformer.data import hub
+from mini_transformer.data.cache import DataCache, digest
+from mini_transformer.data.reading import COMPRESSED, ReaderConfig, decode, is_compressed, normalise
+from mini_transformer.data.records import kind_of, read_records
 from mini_transformer.errors import UserError
+from mini_transformer.runtime import log
 from mini_transformer.text.documents import Piece, stream_documents
 
-VALIDATION_SHARE = 0.1
-EVERY = round(1 / VALIDATION_SHARE)  # of ten documents or more, the last of each ten is for validation
-TEXTS = (".txt", *(f".txt{packed}" for packed in COMPRESSED))
+TEXTS = (".txt", *(f".txt{suffix}" for suffix in COMPRESSED))
 
-_told: set[Path] = set()  # folders whose other files have been told: each is read more than once
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How sources are read."""
-
-    encoding: str = "utf-8"
-    text_field: str = "text"
-    max_unreadable: int = 100
-
-
-class Document(NamedTuple):
-    """One document and the file that it stands in."""
-
-    text: str
-    origin: str
+_logged: set[Path] = set()  # folders whose files of records were left out: each is listed more than once
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """All files of a folder and its sub-folders but those of a model: what it wrote is not to be learnt from."""
+    """All files of a folder and its sub-folders, except those of a model: what it wrote is not to be trained on."""
     files: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -54,29 +33,27 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-def _files_of_a_kind(folder: Path) -> list[Path]:
-    """All texts of a folder; where there are none, all its files of records. Texts come in one form or the other."""
+def _files_of_a_folder(folder: Path) -> list[Path]:
+    """All its texts; where there are none, all its files of records. A corpus comes in one form or the other."""
     everything = _files_below(folder)
     texts = [file for file in everything if file.name.lower().endswith(TEXTS)]
     others = [file for file in everything if kind_of(file)]
-    if texts and others and folder not in _told:
-        _told.add(folder)
-        print(f"{folder}: {len(others)} files of records left out (as {others[0].name}); name them to read them, too")
+    if texts and others and folder not in _logged:
+        _logged.add(folder)
+        log(f"{folder}: {len(others)} files of records left out (as {others[0].name}); name them to read them, too")
     if not texts and not others:
         raise UserError(f"{folder}: the folder holds no .txt file")
     return texts or others
 
 
 def text_files(path: Path) -> list[Path]:
-    """The file itself, or all `.txt` files of a folder and its sub-folders, in the order of their names.
+    """The file itself, or the files of a folder or of a pattern (`*`, `?`, `[`), in the order of their names.
 
-    A folder without any is looked through for files of records. A path that is none but has `*`, `?` or `[` in it is a
-    pattern, and stands for the files that fit. Raises `UserError` where there is no file, or none that can be read
-    more than once.
+    Raises `UserError` if there is no such file, or it can be read only once.
     """
     if path.is_dir():
-        return _files_of_a_kind(path)
-    if not path.exists() and glob.has_magic(str(path)) and not records.is_hub(path):
+        return _files_of_a_folder(path)
+    if not path.exists() and glob.has_magic(str(path)):
         files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not files:
             raise UserError(f"{path}: no file fits this pattern")
@@ -86,79 +63,100 @@ def text_files(path: Path) -> list[Path]:
     return [path]
 
 
-def stream_source(path: Path, reading: Reading) -> Iterator[Piece]:
-    """All documents of a source, piece by piece, in bounded memory. Raises `UserError` for what cannot be read."""
-    if records.is_hub(path):
-        yield from records.stream_records(path, reading)
-        return
-    for file in text_files(path):
-        if kind_of(file):
-            yield from records.stream_records(file, reading)
-        else:
-            yield from stream_documents(normalised(decode(file, reading.encoding)), file.name)
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a source may hold more text than it has bytes."""
-    if records.is_hub(path):
-        return True
-    return any(is_compressed(file) or kind_of(file) for file in text_files(path))
-
-
-def stored_files(path: Path) -> list[Path]:
-    """The files on this machine that make a source; none if it lies on the Hub."""
-    if not records.is_hub(path):
+def _local_files(path: Path) -> list[Path]:
+    """The files on this machine that make up a source; none if it is on the Hub."""
+    if not hub.is_hub(path):
         return text_files(path)
-    folder = records.hub_folder(path)
+    folder = hub.hub_folder(path)
     return sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
 
 
-def join_pieces(pieces: Iterable[Piece]) -> Iterator[Document]:
-    """Whole documents."""
-    parts: list[str] = []
-    for piece in pieces:
-        parts.append(piece.text)
-        if piece.last:
-            yield Document("".join(parts), piece.origin)
-            parts = []
+def file_stat(file: Path) -> list[int]:
+    """What changes when a file does: size and times. Raises `UserError` if it is missing."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def nothing_to_learn(paths: Iterable[Path]) -> UserError:
+class Sources:
+    """Sources whose documents follow each other as one text."""
+
+    def __init__(self, paths: Sequence[Path], reader: ReaderConfig) -> None:
+        """Raises `UserError` if a file is missing."""
+        self.paths, self.reader = tuple(paths), reader
+        self.remote = any(map(hub.is_remote, paths))
+        self.reads = 0  # how often the text was read
+        self.stats = self._list()
+        self.size = sum(size for size, *_ in self.stats.values())  # bytes on disk
+
+    def _list(self) -> dict[Path, list[int]]:
+        return {file: file_stat(file) for path in self.paths for file in _local_files(path)}
+
+    def __str__(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{self.paths[0]}{more}"
+
+    @property
+    def text_size(self) -> int | None:
+        """The bytes of text to come, where the size on disk tells."""
+        plain = not self.remote and not any(is_compressed(file) or kind_of(file) for file in self.stats)
+        return self.size if plain and not any(map(hub.is_hub, self.paths)) else None
+
+    def key(self, cache: DataCache) -> str:
+        """A hash of where the sources are, how they are read, and the state that they are in."""
+        files = [[str(file.absolute()), *stat] for file, stat in self.stats.items()]
+        datasets = [[str(path), _revision(path, cache)] for path in self.paths if hub.is_remote(path)]
+        return digest(list(map(str, self.paths)), files, datasets, vars(self.reader))
+
+    def stream(self) -> Iterator[Piece]:
+        """All documents, piece by piece, in bounded memory. Raises `UserError` for what cannot be read, or changes."""
+        self.reads += 1
+        for path in self.paths:
+            if hub.is_hub(path):
+                yield from read_records(path, self.reader)
+                continue
+            for file in text_files(path):
+                if kind_of(file):
+                    yield from read_records(file, self.reader)
+                else:
+                    yield from stream_documents(normalise(decode(file, self.reader.encoding)), file.name)
+        for file, stat in self.stats.items():
+            if file_stat(file) != stat:
+                raise UserError(f"{file}: changed while it was read; start again when it is complete")
+        if self._list() != self.stats:
+            raise UserError(f"{self}: files came or went while it was read; start again when it is complete")
+
+
+def _revision(path: Path, cache: DataCache) -> str:
+    """The commit of a dataset on the Hub; the one of last time where the Hub cannot be reached."""
+    key = digest(str(path))
+    try:
+        revision = hub.hub_revision(path)
+        cache.keep("hub", key, {"revision": revision})
+    except hub.UnreachableError:
+        last = cache.find("hub", key, {"revision": str})
+        if last is None:
+            raise
+        log(f"{path}: the Hub cannot be reached; taking the text of last time")
+        revision = last["revision"]
+    return str(revision)
+
+
+def nothing_to_learn(paths: Sequence[Path]) -> UserError:
     """The error for sources without any text."""
     return UserError(f"{', '.join(map(str, paths))}: empty: there is no text to learn from")
 
 
-def read_documents(paths: tuple[Path, ...], encoding: str = "utf-8") -> list[str]:
-    """All documents of some sources. Line ends become line feeds; a byte-order mark is dropped.
-
-    Raises `UserError` if there is no text at all.
-    """
-    reading = Reading(encoding)
-    documents = [document.text for path in paths for document in join_pieces(stream_source(path, reading))]
+def read_documents(paths: Sequence[Path], reader: ReaderConfig | None = None) -> list[str]:
+    """All documents of some sources, in memory. Raises `UserError` if there is no text at all."""
+    documents, parts = [], list[str]()
+    for piece in Sources(paths, reader or ReaderConfig()).stream():
+        parts.append(piece.text)
+        if piece.last:
+            documents.append("".join(parts))
+            parts = []
     if not documents:
         raise nothing_to_learn(paths)
     return documents
-
-
-@dataclass(frozen=True)
-class Split:
-    """Documents to train on, and documents to validate on."""
-
-    train: list[str]
-    validation: list[str]
-
-
-def split_validation(documents: list[str]) -> Split:
-    """Set a tenth of the documents aside, evenly spread; of fewer than ten documents, the last tenth of the text."""
-    if len(documents) >= EVERY:
-        validation = documents[EVERY - 1 :: EVERY]
-        train = [document for i, document in enumerate(documents) if i % EVERY != EVERY - 1]
-        return Split(train, validation)
-    keep = round(sum(map(len, documents)) * (1 - VALIDATION_SHARE))
-    train, validation = [], []
-    for document in documents:
-        cut = max(0, min(len(document), keep))
-        keep -= cut
-        train += [document[:cut]] if document[:cut].strip() else []
-        validation += [document[cut:]] if document[cut:].strip() else []
-    return Split(train, validation)

@@ -8,26 +8,29 @@ from numpy.typing import NDArray
 
 from mini_transformer.text.tokenizer import Tokens
 
-RELEASE = 1 << 25  # tokens read, after which the pages of mapped files are given back to the system
-
 Integers = NDArray[np.int64]
+RELEASE = 1 << 25  # tokens read, after which the pages of mapped files are given back to the system
 
 
 class TokenDocuments(Sequence[Tokens]):
-    """Documents that are parts of some long arrays of tokens."""
+    """Documents that are parts of long arrays of tokens."""
 
-    def __init__(self, buffers: Sequence[Tokens], which: Integers, starts: Integers, maps: Sequence[mmap.mmap]) -> None:
-        """Document i is `lengths[i]` tokens of buffer `which[i]`, from `starts[i]` on; see the class methods."""
-        self.buffers, self.which, self.starts, self.maps = buffers, which, starts, maps
-        self.lengths: Integers = np.empty(0, dtype=np.int64)
+    def __init__(
+        self,
+        buffers: Sequence[Tokens],
+        which: Integers,
+        starts: Integers,
+        lengths: Integers,
+        maps: Sequence[mmap.mmap] = (),
+    ) -> None:
+        """Document i is `lengths[i]` tokens of buffer `which[i]`, from `starts[i]` on. `maps`: the buffers' files."""
+        self.buffers, self.which, self.starts, self.lengths, self.maps = buffers, which, starts, lengths, maps
         self._read = 0
 
     @classmethod
     def of(cls, buffer: Tokens, lengths: Integers, maps: Sequence[mmap.mmap] = ()) -> "TokenDocuments":
-        """Documents that fill an array, one behind the other."""
-        made = cls([buffer], np.zeros(len(lengths), dtype=np.int64), np.cumsum(lengths) - lengths, maps)
-        made.lengths = lengths
-        return made
+        """Documents that fill an array, one after the other."""
+        return cls([buffer], np.zeros_like(lengths), np.cumsum(lengths) - lengths, lengths, maps)
 
     @classmethod
     def from_list(cls, documents: Sequence[Tokens]) -> "TokenDocuments":
@@ -39,21 +42,28 @@ class TokenDocuments(Sequence[Tokens]):
     def joined(cls, parts: Sequence["TokenDocuments"]) -> "TokenDocuments":
         """All documents of several."""
         before = np.cumsum([0, *(len(part.buffers) for part in parts)])
-        which = [part.which + first for part, first in zip(parts, before[:-1], strict=True)]
-        made = cls(
+        return cls(
             [buffer for part in parts for buffer in part.buffers],
-            np.concatenate(which),
+            np.concatenate([part.which + first for part, first in zip(parts, before[:-1], strict=True)]),
             np.concatenate([part.starts for part in parts]),
-            [m for part in parts for m in part.maps],
+            np.concatenate([part.lengths for part in parts]),
+            [mapped for part in parts for mapped in part.maps],
         )
-        made.lengths = np.concatenate([part.lengths for part in parts])
-        return made
 
     def take(self, chosen: NDArray[np.bool]) -> "TokenDocuments":
         """The documents that are marked."""
-        made = TokenDocuments(self.buffers, self.which[chosen], self.starts[chosen], self.maps)
-        made.lengths = self.lengths[chosen]
-        return made
+        columns = (self.which[chosen], self.starts[chosen], self.lengths[chosen])
+        return TokenDocuments(self.buffers, *columns, self.maps)
+
+    def ids(self, vocab_size: int) -> list[int]:
+        """The token ids that occur in the documents."""
+        seen = np.zeros(vocab_size, dtype=bool)
+        for document in self:
+            for start in range(0, len(document), RELEASE):
+                part = document[start : start + RELEASE]
+                seen[part] = True
+                self.release(len(part))
+        return np.flatnonzero(seen).tolist()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -63,7 +73,7 @@ class TokenDocuments(Sequence[Tokens]):
         return self.buffers[int(self.which[i])][start : start + length]
 
     def release(self, tokens: int) -> None:
-        """Say that so many tokens were read: now and then the pages are let go, which stay in the system's cache."""
+        """Note that so many tokens were read: now and then the pages are released, which stay in the system's cache."""
         self._read += tokens
         if self._read >= RELEASE:
             self._read = 0
@@ -72,25 +82,25 @@ class TokenDocuments(Sequence[Tokens]):
                     mapped.madvise(mmap.MADV_DONTNEED)
 
 
-class DocumentStream:
-    """`<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of documents in an order, the last end token included."""
+class TokenStream:
+    """`<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of documents in an order, the last <|endoftext|> included."""
 
     def __init__(self, documents: TokenDocuments, eot_id: int, order: Integers | None = None) -> None:
         self.documents, self.eot_id = documents, eot_id
         self.order = np.arange(len(documents)) if order is None else order
-        self._ends = np.cumsum(documents.lengths[self.order] + 1)  # behind each document
+        self._ends = np.cumsum(documents.lengths[self.order] + 1)  # after each document
         self.dtype = np.result_type(*(buffer.dtype for buffer in documents.buffers))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) + 1 if len(self._ends) else 1
 
     def read(self, start: int, end: int) -> Tokens:
-        """Tokens `start` to `end`, less those behind the stream's end."""
+        """Tokens `start` to `end`, less those after the stream's end."""
         out = np.full(max(0, min(end, len(self)) - start), self.eot_id, dtype=self.dtype)
         i, done = int(np.searchsorted(self._ends, start, side="right")), 0
         while done < len(out) and i < len(self.order):
             document = self.documents[int(self.order[i])]
-            offset = start + done - (int(self._ends[i]) - len(document) - 1)  # 0 is the end token before it
+            offset = start + done - (int(self._ends[i]) - len(document) - 1)  # 0 is the <|endoftext|> before it
             done += offset == 0
             part = document[max(offset - 1, 0) :][: len(out) - done]
             out[done : done + len(part)] = part

@@ -14,7 +14,7 @@ from itertools import groupby, islice
 import torch
 from torch.nn import functional as F
 
-from mini_transformer.data.batches import join_documents
+import numpy as np
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.documents import split_documents
@@ -64,7 +64,8 @@ def measure(model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the te
     documents = split_documents(text)
     if not documents:
         raise UserError(f"{name}: empty: there is nothing to measure")
-    stream = join_documents([tokenizer.encode(document) for document in documents], tokenizer.eot_id)
+    eot = np.array([tokenizer.eot_id], dtype=tokenizer.dtype)
+    stream = np.concatenate([eot] + [x for d in documents for x in (tokenizer.encode(d), eot)])
     nats = stream_nats(model, stream)
     size = len(text.encode("utf-8"))
     return Likelihood(

@@ -23,7 +23,7 @@ class Router(nn.Module):
         self.experts_per_token = config.experts_per_token
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.n_embd))
         self.bias = nn.Parameter(torch.empty(config.n_experts))
-        self.load: Tensor | None = None
+        self.tokens_per_expert: Tensor | None = None
 
     def forward(self, x_nc: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (N, K) and chosen experts (N, K)."""
@@ -33,7 +33,7 @@ class Router(nn.Module):
         top_nk, chosen_nk = logits_ne.topk(self.experts_per_token, dim=-1)
         if self.training:
             counts_e = torch.bincount(chosen_nk.flatten(), minlength=len(self.weight))
-            self.load = counts_e if self.load is None else self.load + counts_e
+            self.tokens_per_expert = counts_e if self.tokens_per_expert is None else self.tokens_per_expert + counts_e
         return top_nk.softmax(dim=-1), chosen_nk
 
 

@@ -150,7 +150,7 @@ class Tokenizer:
         return self.backend.to_str(pretty=True)
 
     @property
-    def digest(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of all that the tokenizer does."""
         return hashlib.sha256(self.backend.to_str().encode("utf-8")).hexdigest()
 

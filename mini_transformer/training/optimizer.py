@@ -1,4 +1,4 @@
-"""AdamW for the weights, and the rule that keeps the experts evenly busy."""
+"""AdamW for the weights, and the rule that balances the experts."""
 
 import torch
 from torch import nn
@@ -6,6 +6,7 @@ from torch import nn
 from mini_transformer.config import OptimConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.moe import Router
+from mini_transformer.training.distributed import sum_over_ranks
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -18,6 +19,7 @@ def make_optimizer(model: Decoder, config: OptimConfig) -> torch.optim.AdamW:
     named = list(model.named_parameters())
     matrices = [p for n, p in named if decays(n, p)]
     others = [p for n, p in named if not decays(n, p)]
+    assert len({id(p) for p in matrices + others}) == len(matrices) + len(others) == len(named)
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = named[0][1].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
@@ -29,18 +31,18 @@ def routers(model: Decoder) -> list[Router]:
 
 
 @torch.no_grad()
-def balance(model: Decoder, rate: float) -> float:
-    """Move each router's bias one step towards the experts that took too few tokens, and start counting anew.
+def update_router_bias(model: Decoder, rate: float) -> float:
+    """Move each router's bias one step towards the experts that got too few tokens, and reset the counts.
 
-    The rule is that of Wang et al. 2024 (arXiv 2408.15664), but there the bias touches the choice alone; here it is the
-    router's own, which the exported model has too. Returns the load of the busiest expert of all layers over the mean
-    (1: perfectly even).
+    The rule is that of Wang et al. 2024 (arXiv 2408.15664), but there the bias affects the choice alone; here it is the
+    router's own, which the exported model has too. Returns the maximum load of an expert, over all layers, relative to
+    the mean (1: perfectly balanced).
     """
-    busiest = 1.0
+    max_load = 1.0
     for router in routers(model):
-        if router.load is None:
+        if router.tokens_per_expert is None:
             continue
-        load, router.load = router.load.float(), None
-        router.bias.add_(rate * torch.sign(load.mean() - load))
-        busiest = max(busiest, (load.max() / load.mean()).item())
-    return busiest
+        load_e, router.tokens_per_expert = sum_over_ranks(router.tokens_per_expert).float(), None
+        router.bias.add_(rate * torch.sign(load_e.mean() - load_e))
+        max_load = max(max_load, (load_e.max() / load_e.mean()).item())
+    return max_load

@@ -1,26 +1,29 @@
 """A whole training run: from settings to a finished folder."""
 
 import dataclasses
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
-from torch.utils import deterministic
 
-from mini_transformer.config import TrainConfig, check
+from mini_transformer.config import TrainConfig, check, recorded_settings
+from mini_transformer.data.prepare import TrainingData, prepare_data
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.runtime import describe, pick_device, pick_precision
-from mini_transformer.training.checkpoint import VALIDATION, RunFolder, describe_environment, settings
-from mini_transformer.training.optimizer import balance
-from mini_transformer.training.phases import Material, read_material
-from mini_transformer.training.report import duration, tell
-from mini_transformer.training.trainer import Trainer, stop_on_signal
+from mini_transformer.runtime import describe_device, deterministic_algorithms, log, pick_device, pick_precision
+from mini_transformer.training.metrics import duration
+from mini_transformer.training.optimizer import update_router_bias
+from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment
+from mini_transformer.training.trainer import Trainer
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
 WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
@@ -34,100 +37,124 @@ def train(config: TrainConfig) -> None:
     check(config)
     device = pick_device(config.run.device, config.run.gpus)
     precision = pick_precision(config.run.precision, device)
-    material = read_material(config)
-    if material.block_size < config.model.block_size:
-        tell(f"The text is short: the block shrinks from {config.model.block_size} to {material.block_size} tokens")
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=material.block_size))
-    folder = RunFolder(config.run.out_dir)
-    wanted = settings(config, material)
+    data = prepare_data(config)
+    if data.block_size < config.model.block_size:
+        log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
+    folder, wanted = RunFolder(config.run.out_dir), describe_run(config, data)
     record = folder.open(wanted, config.run.overwrite)
     if record is not None and record.get("finished"):
-        tell(f"{config.run.out_dir}: this run is finished; nothing to do (--overwrite trains it anew)")
+        log(f"{config.run.out_dir}: this run is finished; nothing to do (overwrite trains it again)")
         return
     environment = describe_environment(device.type, precision)
-    if record is not None and record.get("environment") != environment:
-        tell(f"Note: begun as {record.get('environment')}, going on as {environment}: not the same bit for bit")
-    _introduce(config, material, device, precision)
+    if record is not None and (changed := _changes(record.get("environment"), environment)):
+        log(f"Note: not the same bit for bit as without the interruption: {changed}")
+    _log_data(config, data, device, precision)
 
-    with stop_on_signal() as stop, _errors_of_the_machine(config, device):
+    with _stop_on_signal() as stop, _machine_errors(config, device):
         torch.manual_seed(config.run.seed)
-        model = Decoder(config.model.resolve(material.tokenizer.vocab_size)).to(device)
+        model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
         total, active = model.parameter_counts()
-        tell(f"Model: {total:,} parameters, {active:,} of them at work on each token")
-        trainer = Trainer(config, material, model, folder, precision, stop)
+        log(f"Model: {total:,} parameters, {active:,} of them active for each token")
+        trainer = Trainer(config, data, model, folder, precision, stop)
         _warn_if_long(trainer, active)
         if record is None:
             folder.clear()
-        folder.drop_drafts()
-        folder.record(wanted, environment, finished=False)
-        _write_texts(config, material, model)
-        with _deterministic(device):
+        folder.remove_temporary_files()
+        folder.write_record(wanted, environment, finished=False)
+        _write_model_files(config, data, model)
+        with deterministic_algorithms(device):
             trainer.fit()
-    folder.record(wanted, environment, finished=True)
-    tell(f"\nThe best weights, of validation loss {trainer.state.best_loss:.3f}, are in {config.run.out_dir}")
+    folder.write_record(wanted, environment, finished=True)
+    log(f"\nThe best weights, of validation loss {trainer.progress.best_loss:.3f}, are in {config.run.out_dir}")
+
+
+def describe_run(config: TrainConfig, data: TrainingData) -> Record:
+    """What `run.json` records. Raises `UserError` if the recipe was another run's, and the texts are not that run's."""
+    fingerprints = {phase.phase.name: phase.fingerprint for phase in data.phases}
+    fingerprints |= {"validation": data.validation_fingerprint, "tokenizer": data.tokenizer.fingerprint[:32]}
+    for name, expected in config.fingerprints.items():
+        if fingerprints.get(name) != expected:
+            what = "tokenizer" if name == "tokenizer" else f"{name} text"
+            raise UserError(f"`recipe`: it is the record of a run with another {what}; the same run needs the same one")
+    return {"settings": recorded_settings(config), "fingerprints": fingerprints}
+
+
+def _changes(there: Any, here: dict[str, Any]) -> str:
+    """How two environments differ, in words."""
+    there = there if isinstance(there, dict) else {}
+    names = [name for name in here if there.get(name) != here[name]]
+    return ", ".join(f"{name} was {there.get(name, 'unknown')}, is {here[name]}" for name in names)
 
 
 @contextmanager
-def _errors_of_the_machine(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Tell a want of memory or of disk in one line."""
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def _machine_errors(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Report a lack of memory or of disk space in one line."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
-            f"out of memory on {describe(device)}: set a smaller --micro-batch-size (the result stays the same), "
-            "or take a smaller model"
+            f"out of memory on {describe_device(device)}: set a smaller `micro_batch_size` (the result stays the "
+            "same), or take a smaller model"
         ) from None
     except OSError as error:
         what = error.filename or config.run.out_dir
-        raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint stands") from None
+        raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint is whole") from None
 
 
-def _introduce(config: TrainConfig, material: Material, device: torch.device, precision: torch.dtype) -> None:
-    tell(f"Device: {describe(device)}, {str(precision).removeprefix('torch.')}")
-    for text in material.phases:
-        count = text.documents
-        tell(f"Text, {text.phase.name}: {text.characters:,} characters in {count:,} document{'s' * (count > 1)}")
-    tell(
-        f"Validation: {material.validation_characters:,} characters; "
-        f"vocabulary: {material.tokenizer.vocab_size} tokens, "
-        f"{material.tokenizer.vocab_size - len(material.unseen)} of them in the text"
+def _log_data(config: TrainConfig, data: TrainingData, device: torch.device, precision: torch.dtype) -> None:
+    log(f"Device: {describe_device(device)}, {str(precision).removeprefix('torch.')}")
+    for phase in data.phases:
+        count = phase.documents
+        log(f"Text, {phase.phase.name}: {phase.characters:,} characters in {count:,} document{'s' * (count > 1)}")
+    vocab_size = data.tokenizer.vocab_size
+    log(
+        f"Validation: {data.validation_characters:,} characters; vocabulary: {vocab_size:,} tokens, "
+        f"{vocab_size - len(data.suppress_tokens):,} of them in the text"
     )
-    tell(f"Overlap: {material.overlap}")
-    material.overlap.warn()
+    log(f"Contamination: {data.contamination}")
+    data.contamination.warn()
 
 
-def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> None:
+def _write_model_files(config: TrainConfig, data: TrainingData, model: Decoder) -> None:
     """Everything of the model's folder but the weights."""
+    folder = config.run.out_dir
     phases = [{"name": p.name, "max_iters": p.iters, "lr": p.lr} for p in config.phases]
-    kind = Path(config.text.tokenizer).name  # never a place on this machine
-    facts = {"tokenizer": kind, "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
-    pretrained.write_config(config.run.out_dir, model.config, material.tokenizer.eot_id, material.unseen, facts)
-    material.tokenizer.save(config.run.out_dir, model.config.block_size)
-    with replacing(config.run.out_dir / VALIDATION) as temporary:
-        lines = (f"{document.origin}\t{document.text}\n" for document in material.validation_titles)
+    kind = Path(config.text.tokenizer).name  # never a path of this machine
+    metadata = {"tokenizer": kind, "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
+    pretrained.write_config(folder, model.config, data.tokenizer.eot_id, data.suppress_tokens, metadata)
+    data.tokenizer.save(folder, model.config.block_size)
+    with replacing(folder / VALIDATION) as temporary:
+        lines = (f"{title.origin}\t{title.text}\n" for title in data.validation_titles)
         temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Repeatable algorithms on the CPU, where the promise of equality bit for bit holds."""
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        # a debugging aid that costs 4% of the time
-        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
 def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
     """Say before the start how long a big run will take on this device, and what would be quicker."""
-    tokens = trainer.config.optim.batch_size * trainer.model.config.block_size
+    tokens = trainer.batch_size * trainer.block_size
     iterations = sum(phase.iters for phase in trainer.config.phases)
     if 6 * active_parameters * tokens * iterations < WORTH_TIMING:
         return
@@ -135,22 +162,22 @@ def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
     if seconds > LONG:
         print(
             f"Warning: {iterations:,} iterations of this model will take about {duration(seconds)} on "
-            f"{describe(trainer.device)}; --preset laptop gives a first result in under an hour",
+            f"{describe_device(trainer.device)}; the recipe laptop gives a first result in under an hour",
             file=sys.stderr,
         )
 
 
 def estimate_seconds(trainer: Trainer) -> float:
-    """The time that all iterations will take, judged by one forward and backward pass of one micro-batch."""
-    block = torch.zeros((trainer.micro_batch_size, trainer.model.config.block_size), dtype=torch.int64)
+    """The time that all iterations will take, from one forward and backward pass of one micro-batch."""
+    block = torch.zeros((trainer.micro_batch_size, trainer.block_size), dtype=torch.int64)
     seconds = 0.0
     for _ in range(2):  # the first one warms up
         started = time.monotonic()
-        trainer.loss_sum(block, block).backward()
+        trainer.loss_sum(block, block)[0].backward()
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
         seconds = time.monotonic() - started
     trainer.model.zero_grad(set_to_none=True)
-    balance(trainer.model, 0.0)
-    passes = trainer.config.optim.batch_size / trainer.micro_batch_size
+    update_router_bias(trainer.model, 0.0)
+    passes = trainer.batch_size / trainer.micro_batch_size
     return seconds * passes * sum(phase.iters for phase in trainer.config.phases)

@@ -37,7 +37,7 @@ def test_a_dataset_by_name_is_fetched_once_and_again_when_it_changes(tmp_path: P
         flags = ("--data", "hf:someone/fables")
         code, first, err = prepare(hub.url, tmp_path, *flags)
         assert (code, err) == (0, "")
-        assert "hf:someone/fables: tokenising\n" in first
+        assert "hf:someone/fables: tokenizing\n" in first
         here = prepare(hub.url, tmp_path, "--data", FABLES)[1]
         assert first.endswith(here)
         hub.asked.clear()
@@ -46,7 +46,7 @@ def test_a_dataset_by_name_is_fetched_once_and_again_when_it_changes(tmp_path: P
         assert [path for path in hub.asked if "someone" in path] == ["/api/datasets/someone/fables"]
         publish(folder, TEXTS[:100])
         changed = prepare(hub.url, tmp_path, *flags)[1]
-        assert "tokenising" in changed
+        assert "tokenizing" in changed
         assert "90 documents" in changed
         code, _, err = prepare(hub.url, tmp_path, "--data", "hf:someone/novels")
         assert code == 2

@@ -7,7 +7,7 @@ import pytest
 
 from mini_transformer.commands.train import sources, train_config
 from mini_transformer.errors import UserError
-from mini_transformer.training.phases import read_material
+from mini_transformer.data.prepare import prepare_data
 from tests.conftest import FABLES
 
 Call = Callable[..., tuple[int, str, str]]
@@ -21,9 +21,9 @@ def texts(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def share(config_words: list[object], phase: int, letter: str) -> float:
-    material = read_material(train_config([str(word) for word in config_words]))
-    stream, wanted = material.phases[phase].stream, material.tokenizer.encode(letter)[0]
-    shown = [(stream.batch(i, 10, 32)[0] == wanted).float().mean().item() for i in range(100)]
+    data = prepare_data(train_config([str(word) for word in config_words]))
+    batches, wanted = data.phases[phase].batches, data.tokenizer.encode(letter)[0]
+    shown = [(batches.batch(i, 10, 32)[0] == wanted).float().mean().item() for i in range(100)]
     return sum(shown) / len(shown)
 
 
@@ -74,10 +74,10 @@ def test_a_small_source_may_be_shorter_than_a_block(tmp_path: Path, texts: tuple
     code, out, _ = call("prepare", "--data", f"{texts[0]}:0.9", "--data", f"{tmp_path / 'c.txt'}:0.1", *flags)
     assert code == 0
     assert "8,069 characters, 8,027 tokens, 21 documents" in out
-    material = read_material(
+    data = prepare_data(
         train_config([str(w) for w in ("--data", f"{texts[0]}:0.9", f"{tmp_path / 'c.txt'}:0.1", *flags)])
     )
-    assert material.block_size == 64
+    assert data.block_size == 64
 
 
 def test_a_weight_that_gives_nothing_is_refused(texts: tuple[Path, Path], call: Call) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -6,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mini_transformer.data.reading import read_text
-from mini_transformer.data.sources import read_documents, split_validation, text_files
+from mini_transformer.data.corpus import mark_split
+from mini_transformer.data.reading import ReaderConfig, read_text
+from mini_transformer.data.sources import read_documents, text_files
 from mini_transformer.errors import UserError
-from mini_transformer.text.documents import split_documents
+from mini_transformer.text.documents import Piece, split_documents
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -34,19 +36,24 @@ def test_joined_documents_come_apart_again(documents: list[str]) -> None:
     assert split_documents("\n\n\n".join(documents)) == documents
 
 
+def split(documents: list[str], cut: int | None) -> tuple[list[str], list[str]]:
+    marked = list(mark_split([Piece(document, True, "here") for document in documents], cut))
+    return [p.text for p, held_out in marked if not held_out], [p.text for p, held_out in marked if held_out]
+
+
 def test_a_tenth_of_the_documents_is_for_validation() -> None:
     documents = [f"document {i}" for i in range(40)]
-    split = split_validation(documents)
-    assert len(split.validation) == 4
-    assert sorted(split.train + split.validation) == sorted(documents)
+    train, validation = split(documents, None)
+    assert validation == documents[9::10]
+    assert sorted(train + validation) == sorted(documents)
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_of_few_documents_the_last_tenth_of_the_text_is(count: int) -> None:
     documents = [f"{i}" * 100 for i in range(count)]
-    split = split_validation(documents)
-    assert "".join(split.train) + "".join(split.validation) == "".join(documents)
-    assert len("".join(split.validation)) == 10 * count
+    train, validation = split(documents, 90 * count)
+    assert "".join(train) + "".join(validation) == "".join(documents)
+    assert len("".join(validation)) == 10 * count
 
 
 def test_folders_are_read_in_order_and_line_ends_become_line_feeds(tmp_path: Path) -> None:
@@ -61,9 +68,9 @@ def test_folders_are_read_in_order_and_line_ends_become_line_feeds(tmp_path: Pat
 def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     for content, encoding, message in (
-        (b"caf\xe9", "utf-8", r"text\.txt: not utf-8: byte 0xe9 at offset 3; .* --encoding latin-1"),
+        (b"caf\xe9", "utf-8", r"text\.txt: not utf-8: byte 0xe9 at offset 3; .* `encoding` latin-1"),
         (b"\x89PNG\0\0", "utf-8", r"text\.txt: a binary file \(zero byte at offset 4\)"),
-        (b"a", "utf-99", "--encoding: 'utf-99' is not a known encoding"),
+        (b"a", "utf-99", "`encoding`: 'utf-99' is not a known encoding"),
     ):
         file.write_bytes(content)
         with pytest.raises(UserError, match=message):
@@ -79,7 +86,7 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \.txt file"):
         read_documents((tmp_path,))
     file.write_bytes("été".encode("utf-16"))
-    assert read_documents((file,), "utf-16") == ["été"]
+    assert read_documents((file,), ReaderConfig("utf-16")) == ["été"]
 
 
 def test_suffixes_in_capital_letters_and_linked_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +156,8 @@ def test_names_of_files_need_not_be_utf_8(call: Call, tmp_path: Path, fables: Pa
     code, _, err = call("train", *flags, *small, "--out-dir", tmp_path / "out")
     assert (code, err) == (0, "")
     assert "th\\udce9\\udce2tre.txt\t" in (tmp_path / "out" / "validation.txt").read_text(encoding="utf-8")
-    code, _, err = call("prepare", "--data", file.rename(file.with_suffix(".jsonl")))
-    assert code == 2
-    assert "its name is not UTF-8, so 'datasets' cannot open it: rename the file" in err
+    records = file.with_suffix(".jsonl")
+    records.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in split_documents(fables.read_text("utf-8")))
+    )
+    assert call("prepare", "--data", records)[1].endswith("Ready: train with the same flags starts at once\n")

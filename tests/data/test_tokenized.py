@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,23 +17,24 @@ import pytest
 import torch
 
 from mini_transformer.config import OptimConfig, Phase, RunConfig, TextConfig, TrainConfig
-from mini_transformer.data.cache import Cache
-from mini_transformer.data.load import load_corpus
-from mini_transformer.data.sources import Reading
-from mini_transformer.data.stored import Sources
+from mini_transformer.data import sources
+from mini_transformer.data.cache import DataCache
+from mini_transformer.data.corpus import Corpus
+from mini_transformer.data.prepare import TrainingData, prepare_data
+from mini_transformer.data.reading import ReaderConfig
+from mini_transformer.data.sources import Sources
 from mini_transformer.errors import UserError
 from mini_transformer.text.tokenizer import Tokenizer
-from mini_transformer.training.phases import Material, read_material
 from tests.conftest import FABLES, ROOT, TINY, spawn
 
 Call = Callable[..., tuple[int, str, str]]
 TEXT = FABLES.read_text(encoding="utf-8")
 
 
-def material(tmp_path: Path, in_memory: int, *data: Path, run: RunConfig | None = None, **text: object) -> Material:
-    settings = TextConfig(in_memory=in_memory, cache_dir=tmp_path / "cache", **text)  # type: ignore[arg-type]
+def prepare(tmp_path: Path, in_memory: int, *data: Path, run: RunConfig | None = None, **text: object) -> TrainingData:
+    settings = TextConfig(**({"in_memory": in_memory, "cache_dir": tmp_path / "cache"} | text))  # type: ignore[arg-type]
     phases = (Phase("train", data or (FABLES,), 10, 1e-3),)
-    return read_material(TrainConfig(phases, optim=OptimConfig(), run=run or RunConfig(), text=settings))
+    return prepare_data(TrainConfig(phases, optim=OptimConfig(), run=run or RunConfig(), text=settings))
 
 
 def age(path: Path) -> None:
@@ -46,18 +48,18 @@ def test_the_cache_changes_nothing(tmp_path: Path, tokenizer: str, documents: in
     text = tmp_path / "text.txt"
     text.write_text("\n\n\n".join(TEXT.split("\n\n\n")[:documents]) + "\n", encoding="utf-8")
     vocab = 600 if tokenizer == "bpe" else 0
-    small = material(tmp_path, 10**9, text, tokenizer=tokenizer, vocab_size=vocab)
-    large = material(tmp_path, 0, text, tokenizer=tokenizer, vocab_size=vocab)
-    assert (tmp_path / "cache" / "shards").is_dir()
-    assert large.tokenizer.digest == small.tokenizer.digest
-    assert large.unseen == small.unseen
+    small = prepare(tmp_path, 10**9, text, tokenizer=tokenizer, vocab_size=vocab)
+    large = prepare(tmp_path, 0, text, tokenizer=tokenizer, vocab_size=vocab)
+    assert (tmp_path / "cache" / "tokens").is_dir()
+    assert large.tokenizer.fingerprint == small.tokenizer.fingerprint
+    assert large.suppress_tokens == small.suppress_tokens
     assert large.validation_titles == small.validation_titles
     assert large.validation_characters == small.validation_characters
     assert large.phases[0].characters == small.phases[0].characters
     assert large.validation.read(0, 10**9).tolist() == small.validation.read(0, 10**9).tolist()
     for number in (0, 1, 500, 3):
         for one, other in zip(
-            large.phases[0].stream.batch(number, 4, 64), small.phases[0].stream.batch(number, 4, 64), strict=True
+            large.phases[0].batches.batch(number, 4, 64), small.phases[0].batches.batch(number, 4, 64), strict=True
         ):
             assert torch.equal(one, other)
 
@@ -67,12 +69,15 @@ def test_of_several_sources_too(tmp_path: Path, call: Call) -> None:
     for name, some in (("a", parts[:93]), ("b", parts[93:107]), ("c", parts[107:])):
         (tmp_path / f"{name}.txt").write_text("\n\n\n".join(some), encoding="utf-8")
     paths = [tmp_path / f"{name}.txt" for name in "abc"]
-    whole, (small, large, mixed) = material(tmp_path, 10**9), (material(tmp_path, n, *paths) for n in (10**9, 0, 10**5))
+    whole, (small, large, mixed) = prepare(tmp_path, 10**9), (prepare(tmp_path, n, *paths) for n in (10**9, 0, 10**5))
     for one in (small, large, mixed):
         assert one.validation.read(0, 10**9).tolist() == whole.validation.read(0, 10**9).tolist()
-        assert torch.equal(one.phases[0].stream.batch(3, 4, 64)[0], whole.phases[0].stream.batch(3, 4, 64)[0])
+        assert torch.equal(one.phases[0].batches.batch(3, 4, 64)[0], whole.phases[0].batches.batch(3, 4, 64)[0])
         assert one.validation_titles == small.validation_titles
-        assert (one.phases[0].digest, one.validation_digest) == (small.phases[0].digest, small.validation_digest)
+        assert (one.phases[0].fingerprint, one.validation_fingerprint) == (
+            small.phases[0].fingerprint,
+            small.validation_fingerprint,
+        )
     assert [title.origin for title in small.validation_titles] == ["a.txt"] * 9 + ["b.txt"] + ["c.txt"] * 6
     # so a run may go on with more memory or less
     flags = [
@@ -101,11 +106,11 @@ def test_the_same_bytes_in_another_format_are_another_text(tmp_path: Path, call:
 def test_files_that_come_while_a_folder_is_read_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("un")
-    sources = Sources([tmp_path / "texts"], Reading(), Cache(tmp_path / "cache"))
-    sources.check_unchanged()
+    texts = Sources([tmp_path / "texts"], ReaderConfig())
+    assert len(list(texts.stream())) == 1
     (tmp_path / "texts" / "b.txt").write_text("deux")
     with pytest.raises(UserError, match="texts: files came or went while it was read"):
-        sources.check_unchanged()
+        list(texts.stream())
 
 
 @pytest.mark.parametrize("in_memory", [0, 10**9])
@@ -114,92 +119,103 @@ def test_what_is_held_out_is_not_trained_on_anywhere(
 ) -> None:
     some = tmp_path / "some.txt"
     some.write_text("\n\n\n".join(TEXT.split("\n\n\n")[:40]), encoding="utf-8")
-    twice = material(tmp_path, in_memory, FABLES, some)
+    twice = prepare(tmp_path, in_memory, FABLES, some)
     assert "8 documents are held out for validation, too, and left out" in capsys.readouterr().out
     assert twice.phases[0].documents == 162 + 40 - 20 - 8
     settings = TextConfig(in_memory=in_memory, cache_dir=tmp_path / "cache", replay=0.5)
     phases = (Phase("pretrain", (FABLES,), 10, 1e-3), Phase("finetune", (some,), 10, 1e-3))
-    two = read_material(TrainConfig(phases, text=settings))
+    two = prepare_data(TrainConfig(phases, text=settings))
     assert f"{FABLES}: 4 documents are held out" in capsys.readouterr().out
     assert [phase.documents for phase in two.phases] == [158, 36]
     held = {title.text for title in two.validation_titles}
     for phase in two.phases:
-        shown = [phase.stream.batch(i, 8, 256)[0].flatten().tolist() for i in range(200)]
+        shown = [phase.batches.batch(i, 8, 256)[0].flatten().tolist() for i in range(200)]
         text = "".join(map(two.tokenizer.decode, shown))
         assert not [title for title in held if f"{title}\n" in text]
 
 
-def test_long_documents_are_decoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mini_transformer.data.large.DECODE", 7)
-    corpus = load_corpus([FABLES], Reading(), Cache(tmp_path), 0, "all")
-    tokenizer = Tokenizer.from_characters(["abc"])  # other letters are several tokens
-    validation = corpus.encode(tokenizer).validation
-    assert "".join(corpus.held(tokenizer, validation)) == TEXT.strip("\n").replace("\n\n\n", "")
-
-
-def test_it_is_found_again_and_a_changed_source_is_noticed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_is_read_twice_at_most_and_not_at_all_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     age(text)
-    first = material(tmp_path, 0, text)
-    assert f"{text}: tokenising, {text.stat().st_size:,} bytes" in capsys.readouterr().out
     reads: list[Path] = []
-    monkeypatch.setattr("mini_transformer.data.cache._hash_file", lambda path: reads.append(path))
-    again = material(tmp_path, 0, text)
+    decode = sources.decode
+    monkeypatch.setattr(sources, "decode", lambda path, encoding: reads.append(path) or decode(path, encoding))
+    for number, tokenizer in enumerate(("bpe", "char", str(ready(tmp_path)))):
+        cache = tmp_path / f"cache-{number}"
+        reads.clear()
+        prepare(tmp_path, 0, text, tokenizer=tokenizer, cache_dir=cache)
+        assert reads == [text] * 2
+        prepare(tmp_path, 0, text, tokenizer=tokenizer, cache_dir=cache)
+        assert reads == [text] * 2
+    # of few documents, the end of the text is validation text: where that begins is known after a read of its own
+    monkeypatch.setattr("mini_transformer.data.corpus.LOOK_AHEAD", 1000)
+    text.write_text("\n\n\n".join(TEXT.split("\n\n\n")[:9]), encoding="utf-8")
+    age(text)
+    reads.clear()
+    prepare(tmp_path, 0, text)
+    assert reads == [text] * 3
+
+
+def test_it_is_found_again_and_a_changed_source_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    age(text)
+    first = prepare(tmp_path, 0, text)
+    assert f"{text}: tokenizing, {text.stat().st_size:,} bytes" in capsys.readouterr().out
+    again = prepare(tmp_path, 0, text)
     assert f"{text}: 170,293 tokens from the cache, nothing has changed\n" in capsys.readouterr().out
-    assert reads == []
-    assert again.phases[0].digest == first.phases[0].digest
-    monkeypatch.undo()
+    assert again.phases[0].fingerprint == first.phases[0].fingerprint
     # moved: the same text
     moved = text.rename(tmp_path / "moved.txt")
-    assert material(tmp_path, 0, moved).phases[0].digest == first.phases[0].digest
+    assert prepare(tmp_path, 0, moved).phases[0].fingerprint == first.phases[0].fingerprint
     assert "nothing has changed" in capsys.readouterr().out
     # one letter, the same size, the same time of change
     before = moved.stat()
     moved.write_text(TEXT.replace("renard", "canard", 1), encoding="utf-8")
     os.utime(moved, ns=(before.st_atime_ns, before.st_mtime_ns))
-    changed = material(tmp_path, 0, moved)
-    assert "tokenising" in capsys.readouterr().out
-    assert changed.phases[0].digest != first.phases[0].digest
+    changed = prepare(tmp_path, 0, moved)
+    assert "tokenizing" in capsys.readouterr().out
+    assert changed.phases[0].fingerprint != first.phases[0].fingerprint
     # just now: not believed even within one tick of the clock
-    cache = Cache(tmp_path / "new")
-    moved.write_text("a" * 10)
-    one = cache.content([moved], True)
-    moved.write_text("b" * 10)
-    assert cache.content([moved], True) != one
+    cache = DataCache(tmp_path / "new")
+    fingerprints = []
+    for content in ("a" * 10, "b" * 10):
+        moved.write_text(content)
+        corpus = Corpus(Sources([moved], ReaderConfig()), "all", cache, 0)
+        assert corpus.survey is None
+        list(corpus.read())
+        fingerprints.append(corpus.fingerprint())
+    assert fingerprints[0] != fingerprints[1]
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
     ("place", "damage"),
     [
-        ("shards/*/tokens.bin", lambda content: content[:-2]),
-        ("shards/*/documents.bin", lambda content: content[:-24]),
-        ("shards/*/documents.bin", lambda content: bytes(len(content))),
-        ("shards/*/manifest.json", lambda content: b"{"),
-        ("shards/*/manifest.json", lambda content: b"{}"),
-        ("shards/*/manifest.json", lambda content: b"[]"),
-        ("shards/*/manifest.json", lambda content: content.replace(b"uint16", b"uint99")),
-        ("files.json", lambda content: b"[]"),
-        ("files.json", lambda content: b'{"%s": null}' % str(FABLES).encode()),
-        ("splits/*.json", lambda content: b"[1]"),
-        ("splits/*.json", lambda content: b'{"documents": "x"}'),
-        ("overlap/*.json", lambda content: b"[1]"),
+        ("tokens/*/tokens.bin", lambda content: content[:-2]),
+        ("tokens/*/documents.bin", lambda content: content[:-24]),
+        ("tokens/*/documents.bin", lambda content: bytes(len(content))),
+        ("tokens/*/manifest.json", lambda content: b"{"),
+        ("tokens/*/manifest.json", lambda content: b"{}"),
+        ("tokens/*/manifest.json", lambda content: b"[]"),
+        ("tokens/*/manifest.json", lambda content: content.replace(b"uint16", b"uint99")),
+        ("tokens/*/documents.bin", lambda content: content + bytes(8)),
+        ("surveys/*.json", lambda content: b"[1]"),
+        ("surveys/*.json", lambda content: b'{"documents": "x"}'),
+        ("contamination/*.json", lambda content: b"[1]"),
         ("tokenizers/*/tokenizer.json", lambda content: content[:100]),
     ],
 )
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, place: str, damage: Callable[[bytes], bytes]) -> None:
-    first = material(tmp_path, 0)
+    first = prepare(tmp_path, 0)
     (file,) = (tmp_path / "cache").glob(place)
     content = file.read_bytes()
     file.write_bytes(damage(content))
-    again = material(tmp_path, 0)
-    if place != "files.json":  # which another file's time may not change
-        assert file.read_bytes() == content
-    assert again.phases[0].digest == first.phases[0].digest
-    assert (again.phases[0].characters, again.overlap) == (first.phases[0].characters, first.overlap)
+    again = prepare(tmp_path, 0)
+    assert file.read_bytes() == content
+    assert again.phases[0].fingerprint == first.phases[0].fingerprint
+    assert (again.phases[0].characters, again.contamination) == (first.phases[0].characters, first.contamination)
 
 
 def test_several_processes_may_make_the_same(tmp_path: Path) -> None:
@@ -224,8 +240,8 @@ def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
     flags = ["--data", text, "--tokenizer", ready(tmp_path), "--in-memory", "0"]
     command = ["-m", "mini_transformer", "prepare", *flags, "--cache-dir"]
     process = spawn([*command, tmp_path / "killed"], ROOT)
-    shards = tmp_path / "killed" / "shards"
-    while not list(shards.glob("*.part/progress.json")):
+    shards = tmp_path / "killed" / "tokens"
+    while not any(file.stat().st_size for file in shards.glob("*.part/documents.bin")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -234,11 +250,11 @@ def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
     process = spawn([*command, tmp_path / "killed"], ROOT)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert "Going on with the tokens of an interrupted run: " in out
+    assert re.search(r"Going on after \d[\d,]* documents that an interrupted run has tokenized", out)
     whole = spawn([*command, tmp_path / "whole"], ROOT)
     assert whole.wait() == 0
     for name in ("tokens.bin", "documents.bin", "manifest.json"):
-        (one,), (other,) = (list((tmp_path / place / "shards").glob(f"*/{name}")) for place in ("killed", "whole"))
+        (one,), (other,) = (list((tmp_path / place / "tokens").glob(f"*/{name}")) for place in ("killed", "whole"))
         assert one.read_bytes() == other.read_bytes(), name
     assert [p for p in shards.iterdir() if p.is_dir()] == [one.parent]
 
@@ -260,9 +276,9 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path: Path) -> N
     command = [sys.executable, "-m", "mini_transformer", "prepare", *flags]
     result = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, encoding="utf-8")
     assert result.returncode == 2
-    message = f"prepare: --cache-dir: {tmp_path / 'cache'} cannot be written (File too large); name another place\n"
+    message = f"prepare: --cache-dir: {tmp_path / 'cache'} cannot be written (File too large); choose another place\n"
     assert result.stderr == message
-    assert not [p for p in (tmp_path / "cache" / "shards").iterdir() if p.is_dir()]
+    assert not list(tmp_path.glob("cache/tokens/*/"))
 
 
 def test_a_small_disk_too(tmp_path: Path) -> None:
@@ -276,9 +292,9 @@ def test_a_small_disk_too(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "mini_transformer", "prepare", *flags]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
         assert result.returncode == 2
-        assert result.stderr.endswith("cannot be written (No space left on device); name another place\n")
+        assert result.stderr.endswith("cannot be written (No space left on device); choose another place\n")
         assert result.stderr.count("\n") == 1
-        assert not [p for p in (disk / "shards").iterdir() if p.is_dir()]
+        assert not [p for p in (disk / "tokens").iterdir() if p.is_dir()]
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -291,26 +307,26 @@ def test_a_text_that_turns_out_bad_leaves_nothing(tmp_path: Path, call: Call) ->
     assert code == 2
     assert err.startswith(f"prepare: {text}: not utf-8: byte 0xff at offset {len(TEXT.encode())}")
     assert err.count("\n") == 1
-    assert not [p for p in (tmp_path / "cache" / "shards").iterdir() if p.is_dir()]
+    assert not list(tmp_path.glob("cache/tokens/*/"))
 
 
-def test_two_phases_restart_without_tokenising(tmp_path: Path, call: Call) -> None:
+def test_two_phases_restart_without_tokenizing(tmp_path: Path, call: Call) -> None:
     flags = ["--pretrain-data", FABLES, "--finetune-data", FABLES, *TINY, "--tokenizer", "bpe", "--vocab-size", 400]
     flags += ["--max-iters-pretrain", 2, "--in-memory", 0, "--cache-dir", tmp_path / "cache"]
     flags += ["--out-dir", tmp_path / "out", "--replay", 0.25]
     code, out, _ = call("train", *flags, "--max-iters-finetune", 2)
     assert code == 0
-    assert out.count("tokenising") == 1  # both phases have the same text
+    assert out.count("tokenizing") == 1  # both phases have the same text
     assert "Learning the tokenizer (bpe)" in out
     code, out, err = call("train", *flags, "--max-iters-finetune", 2)
     assert (code, err) == (0, "")
-    assert "tokenising" not in out
+    assert "tokenizing" not in out
     assert "Learning" not in out
     assert "this run is finished" in out
     titles = (tmp_path / "out" / "validation.txt").read_text(encoding="utf-8").splitlines()
     assert len(titles) == 16
     assert titles[0].startswith("fables.txt\t")
     assert titles[0].split("\t")[1].isupper()
-    manifest = json.loads(next((tmp_path / "cache" / "shards").glob("*/manifest.json")).read_text())
+    manifest = json.loads(next((tmp_path / "cache" / "tokens").glob("*/manifest.json")).read_text())
     assert manifest["dtype"] == "uint16"
-    assert manifest["tokens"] == sum(np.fromfile(next((tmp_path / "cache").rglob("documents.bin")), np.int64)[::3])
+    assert manifest["tokens"] == sum(np.fromfile(next((tmp_path / "cache").rglob("documents.bin")), np.int64)[::4])

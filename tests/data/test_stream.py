@@ -1,27 +1,17 @@
-import threading
-
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mini_transformer.data.batches import (
-    Batch,
-    Feed,
-    Mixture,
-    Prefetched,
-    TrainingStream,
-    join_documents,
-    rows_of,
-    validation_batches,
-)
+from mini_transformer.data.stream import BatchSource, Mixture, TrainingStream, rows_of, validation_batches
+from mini_transformer.data.tokens import TokenDocuments, TokenStream
 from mini_transformer.text.tokenizer import Tokens
 
-END = 0
+EOT = 0
 
 
 def some_documents(lengths: list[int]) -> list[Tokens]:
-    """Documents whose tokens are all different, and none of them END."""
+    """Documents whose tokens are all different, and none of them EOT."""
     ends = np.cumsum(lengths)
     return [np.arange(end - n + 1, end + 1, dtype=np.uint32) for n, end in zip(lengths, ends, strict=True)]
 
@@ -30,7 +20,7 @@ def some_documents(lengths: list[int]) -> list[Tokens]:
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 5), st.integers(1, 9), st.integers(0, 99))
 def test_an_epoch_shows_each_token_once(lengths: list[int], batch: int, block: int, seed: int) -> None:
     documents = some_documents(lengths)
-    stream = TrainingStream(documents, END, seed)
+    stream = TrainingStream(documents, EOT, seed)
     total = sum(lengths) + len(lengths)
     assert stream.epoch_tokens == total
     shown: list[int] = []
@@ -43,41 +33,44 @@ def test_an_epoch_shows_each_token_once(lengths: list[int], batch: int, block: i
         shown += flat
         number += 1
     for epoch in (shown[:total], shown[total : 2 * total]):
-        assert epoch[0] == END
-        assert sorted(epoch) == sorted([END] * len(lengths) + list(range(1, sum(lengths) + 1)))
+        assert epoch[0] == EOT
+        assert sorted(epoch) == sorted([EOT] * len(lengths) + list(range(1, sum(lengths) + 1)))
 
 
 def test_a_batch_depends_on_seed_and_number_alone() -> None:
     documents = some_documents([7, 19, 3, 11, 2])
-    ahead, behind = TrainingStream(documents, END, 1), TrainingStream(documents, END, 1)
+    ahead, behind = TrainingStream(documents, EOT, 1), TrainingStream(documents, EOT, 1)
     forward = [ahead.batch(i, 3, 8)[1].tolist() for i in range(20)]
     backward = [behind.batch(i, 3, 8)[1].tolist() for i in reversed(range(20))]
     assert forward == backward[::-1]
-    assert forward != [TrainingStream(documents, END, 2).batch(i, 3, 8)[1].tolist() for i in range(20)]
+    assert forward != [TrainingStream(documents, EOT, 2).batch(i, 3, 8)[1].tolist() for i in range(20)]
 
 
 def test_documents_are_shuffled_anew() -> None:
-    stream = TrainingStream(some_documents([5] * 12), END, 3)
+    stream = TrainingStream(some_documents([5] * 12), EOT, 3)
     first, second = stream.batch(0, 1, 72)[0], stream.batch(1, 1, 72)[0]
     assert first.tolist() != second.tolist()
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 4), st.integers(1, 12))
 def test_validation_predicts_each_token_once(lengths: list[int], batch: int, block: int) -> None:
-    tokens = join_documents(some_documents(lengths), END)
+    documents = some_documents(lengths)
+    joined = [EOT, *(token for document in documents for token in (*document.tolist(), EOT))]
+    tokens = TokenStream(TokenDocuments.from_list(documents), EOT)
+    assert tokens.read(0, len(tokens)).tolist() == joined
     targets = [t for _, ts in validation_batches(tokens, batch, block, 10**9) for t in ts.flatten().tolist()]
-    assert targets == tokens[1:].tolist()
+    assert targets == joined[1:]
     assert len(list(validation_batches(tokens, batch, block, 2))) <= 2
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 9))
 def test_ranks_share_each_batch_without_overlap(lengths: list[int], batch: int, ranks: int, block: int) -> None:
-    streams = [TrainingStream(some_documents(lengths), END, seed) for seed in (1, 2)]
-    for feed in (streams[0], Mixture(streams, [0.7, 0.3])):
+    streams = [TrainingStream(some_documents(lengths), EOT, seed) for seed in (1, 2)]
+    for source in (streams[0], Mixture(streams, [0.7, 0.3])):
         for number in (0, 3):
-            whole = feed.batch(number, batch, block)
-            parts = [feed.batch(number, batch, block, rank, ranks) for rank in range(ranks)]
+            whole = source.batch(number, batch, block)
+            parts = [source.batch(number, batch, block, rank, ranks) for rank in range(ranks)]
             for i in (0, 1):
                 assert torch.equal(torch.cat([part[i] for part in parts]), whole[i])
         owned = [row for rank in range(ranks) for row in rows_of(rank, ranks, batch)]
@@ -87,7 +80,7 @@ def test_ranks_share_each_batch_without_overlap(lengths: list[int], batch: int, 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4), st.integers(0, 5000))
 def test_a_mixture_keeps_its_shares_and_skips_nothing(weights: list[float], row: int) -> None:
-    streams = [TrainingStream(some_documents([50]), END, 0) for _ in weights]
+    streams = [TrainingStream(some_documents([50]), EOT, 0) for _ in weights]
     mixture = Mixture(streams, weights)
     places = [mixture.place(i) for i in range(row + 1)]
     for stream, weight in enumerate(weights):
@@ -101,12 +94,12 @@ def test_saved_and_restored_mid_epoch_the_next_hundred_batches_are_the_same() ->
     end = int(documents[-1][-1])
     weights = [0.6, 0.4]
 
-    def feeds() -> list[Feed]:
-        halves = [TrainingStream(part, END, 5) for part in (documents[:50], documents[50:])]
-        return [TrainingStream(documents, END, 5), Mixture(halves, weights)]
+    def sources() -> list[BatchSource]:
+        halves = [TrainingStream(part, EOT, 5) for part in (documents[:50], documents[50:])]
+        return [TrainingStream(documents, EOT, 5), Mixture(halves, weights)]
 
-    for one, other in zip(feeds(), feeds(), strict=True):
-        running = Prefetched(one)
+    for one, other in zip(sources(), sources(), strict=True):
+        running = one
         for number in range(37):
             running.batch(number, 4, 32)
         state = 37  # all there is
@@ -116,20 +109,3 @@ def test_saved_and_restored_mid_epoch_the_next_hundred_batches_are_the_same() ->
             assert torch.equal(found[0], expected[0])
             assert torch.equal(found[1], expected[1])
             assert expected[0].max() <= end
-
-
-def test_the_next_batch_is_made_beside_the_training() -> None:
-    made: list[tuple[int, str]] = []
-
-    class Slow(TrainingStream):
-        def batch(self, number: int, *shape: int) -> Batch:  # type: ignore[override]
-            made.append((number, threading.current_thread().name))
-            return super().batch(number, *shape)
-
-    feed = Prefetched(Slow(some_documents([100]), END, 0))
-    feed.batch(0, 2, 8)
-    feed.batch(1, 2, 8)
-    feed.batch(7, 2, 8)
-    feed.batch(8, 2, 8)
-    assert [number for number, _ in made][:6] == [0, 1, 2, 7, 8, 9][: len(made)]
-    assert all(name.startswith("batches") for _, name in made)

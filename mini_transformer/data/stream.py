@@ -1,0 +1,131 @@
+"""Streams of tokens: the endless one that is cut into training batches, and the one that validation goes through.
+
+A stream is `<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...`. What a batch holds is a pure function of (data, seed,
+step, rank), so there is no state to save. Axes: B batch (blocks), T tokens (block size).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mini_transformer.data.tokens import TokenDocuments, TokenStream
+from mini_transformer.errors import UserError
+from mini_transformer.text.tokenizer import Tokens
+
+Batch = tuple[Tensor, Tensor]
+CYCLE = 1000  # rows in which the shares of a mixture come out exactly
+
+
+class BatchSource(Protocol):
+    """What gives batches by their number."""
+
+    epoch_tokens: int
+
+    def batch(self, step: int, batch_size: int, block_size: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """Inputs and targets (B, T), int64, of one step; the targets are the inputs' next tokens.
+
+        Of several processes, each gets its own rows of the batch, which is the same whatever their number.
+        """
+
+
+def rows_of(rank: int, world_size: int, batch_size: int) -> range:
+    """The rows of each batch that belong to a process."""
+    return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+
+class TrainingStream:
+    """Batches of documents that are shuffled anew for each epoch and follow each other without padding.
+
+    An epoch shows each token once.
+    """
+
+    def __init__(self, documents: Sequence[Tokens], eot_id: int, seed: int, *more_seeds: int) -> None:
+        if not isinstance(documents, TokenDocuments):
+            documents = TokenDocuments.from_list(documents)
+        self.documents = documents
+        self.eot_id = eot_id
+        self.seed = (seed, *more_seeds)
+        self.epoch_tokens = int(documents.lengths.sum()) + len(documents)
+        self._epoch = -1
+        self._stream = TokenStream(documents, eot_id, np.empty(0, dtype=np.int64))
+
+    def read(self, start: int, length: int) -> Tokens:
+        """Tokens `start` to `start + length` of the endless stream; each epoch begins with <|endoftext|>."""
+        parts = []
+        while length > 0:
+            epoch, offset = divmod(start, self.epoch_tokens)
+            if epoch != self._epoch:
+                order = np.random.default_rng([self.seed[0], epoch, *self.seed[1:]]).permutation(len(self.documents))
+                self._stream, self._epoch = TokenStream(self.documents, self.eot_id, order), epoch
+            # the <|endoftext|> after the last document is the one before the next epoch's first
+            parts.append(self._stream.read(offset, min(offset + length, self.epoch_tokens)))
+            start += len(parts[-1])
+            length -= len(parts[-1])
+        return np.concatenate(parts)
+
+    def batch(self, step: int, batch_size: int, block_size: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """See `BatchSource`."""
+        rows = rows_of(rank, world_size, batch_size)
+        start = (step * batch_size + rows.start) * block_size
+        tokens = torch.from_numpy(self.read(start, len(rows) * block_size + 1).astype(np.int64))
+        return tokens[:-1].view(len(rows), block_size), tokens[1:].view(len(rows), block_size)
+
+
+class Mixture:
+    """Rows of several streams in fixed shares, evenly interleaved; each stream goes through its own epochs.
+
+    An epoch of the mixture is as many tokens as all have. Raises `UserError` for a share that is too small to be had.
+    Which stream a row comes from, and which row of that stream it is, follow from the row's number alone.
+    """
+
+    def __init__(self, streams: Sequence[TrainingStream], weights: Sequence[float]) -> None:
+        self.streams = streams
+        self.epoch_tokens = sum(stream.epoch_tokens for stream in streams)
+        shares = np.array(weights) / sum(weights)
+        given = np.zeros(len(shares))
+        self._plan = []  # of each row of a cycle: the stream
+        for row in range(CYCLE):
+            chosen = int(np.argmax(shares * (row + 1) - given))
+            given[chosen] += 1
+            self._plan.append(chosen)
+        marks = np.eye(len(shares), dtype=np.int64)[self._plan]
+        self._before = np.cumsum(marks, axis=0) - marks  # rows of each stream before each row of a cycle
+        self._per_cycle = marks.sum(axis=0)
+        if not self._per_cycle.all():
+            raise UserError(
+                f"a source has too small a weight: less than one row in {CYCLE:,} of the batches; "
+                "give it more, or leave it out"
+            )
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The stream of a row, and which row of that stream it is."""
+        cycle, within = divmod(row, CYCLE)
+        chosen = self._plan[within]
+        return chosen, int(cycle * self._per_cycle[chosen] + self._before[within, chosen])
+
+    def batch(self, step: int, batch_size: int, block_size: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """See `BatchSource`."""
+        rows = rows_of(rank, world_size, batch_size)
+        blocks = np.empty((len(rows), block_size + 1), dtype=np.int64)
+        for block, row in zip(blocks, rows, strict=True):
+            chosen, there = self.place(step * batch_size + row)
+            block[:] = self.streams[chosen].read(there * block_size, block_size + 1)
+        tokens = torch.from_numpy(blocks)
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def validation_batches(stream: TokenStream, batch_size: int, block_size: int, max_batches: int) -> Iterator[Batch]:
+    """Inputs and targets (up to B, T) that go through a stream once, at most `max_batches` of them.
+
+    Each token after the first is predicted once; what remains after the last whole block comes as one shorter row.
+    """
+    whole = (len(stream) - 1) // block_size
+    starts = [*range(0, whole, batch_size), whole]
+    for start in starts[:max_batches]:
+        rows = min(batch_size, whole - start) or 1
+        tokens = torch.from_numpy(stream.read(start * block_size, (start + rows) * block_size + 1).astype(np.int64))
+        if len(tokens) > 1:
+            yield tokens[:-1].view(rows, -1), tokens[1:].view(rows, -1)

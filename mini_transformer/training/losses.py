@@ -1,0 +1,24 @@
+"""What training minimises. A loss is a callable: model and batch in, the sum over its predictions and their number out.
+
+Sums and numbers, not means: the trainer divides by the number over all micro-batches and ranks.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mini_transformer.model.decoder import Decoder
+
+
+class Loss(Protocol):
+    """See the module."""
+
+    def __call__(self, model: Decoder, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
+        """The sum of the losses (a scalar, in nats) and the number of predicted tokens."""
+
+
+def cross_entropy_sum(model: Decoder, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
+    """The sum of -log p of the targets, in nats, in float32."""
+    logits = model(inputs_bt).float().flatten(0, 1)
+    return F.cross_entropy(logits, targets_bt.flatten(), reduction="sum"), targets_bt.numel()

@@ -1,0 +1,82 @@
+"""What a run logs: lines and a progress bar on the terminal, and `metrics.jsonl`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mini_transformer.runtime import log
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 42 s, 12 min, 3.4 hours, 8.1 days."""
+    for size, unit in ((86400, "days"), (3600, "hours")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+class MetricsLogger:
+    """The log of a run. Lines go to standard output; the bar, on a terminal only, to standard error."""
+
+    def __init__(self, metrics: Path, metrics_size: int) -> None:
+        """`metrics_size`: the bytes of the metrics file to keep; what a killed run wrote after them is dropped."""
+        self._metrics = open(metrics, "ab")  # noqa: SIM115 - open for the whole run
+        self._metrics.truncate(min(metrics_size, self.size))
+        self._bar: tqdm[Any] | None = None
+        self._iters = 0
+        self._clock = (time.monotonic(), 0)  # when the counting of iterations began, and at which
+
+    @property
+    def size(self) -> int:
+        """Bytes of the metrics file so far."""
+        return self._metrics.seek(0, 2)
+
+    def log(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.clear()
+        log(line)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def begin(self, phase: str, done: int, iters: int) -> None:
+        """A phase starts or goes on."""
+        self.end()
+        self._iters, self._clock = iters, (time.monotonic(), done)
+        if sys.stderr.isatty():
+            form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+            self._bar = tqdm(desc=phase, initial=done, total=iters, bar_format=form, dynamic_ncols=True, leave=False)
+
+    def end(self) -> None:
+        """A phase is over: the bar goes."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """The run is over or has stopped."""
+        self.end()
+        self._metrics.close()
+
+    def advance(self, loss: float, tokens_per_second: float) -> None:
+        """One iteration is done."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second / 1000:.1f}k tokens/s", refresh=False)
+            self._bar.update()
+
+    def remaining(self, iteration: int) -> str:
+        """The time that the phase still needs, evaluations included; empty as long as that is unknown."""
+        since, at = self._clock
+        if iteration - at < 2 or iteration >= self._iters:
+            return ""
+        left = (time.monotonic() - since) / (iteration - at) * (self._iters - iteration)
+        return f", {duration(left)} left"
+
+    def write(self, **values: Any) -> None:
+        """Append one line to `metrics.jsonl`."""
+        self._metrics.write((json.dumps(values) + "\n").encode())
+        self._metrics.flush()
