@@ -1,6 +1,6 @@
-"""How well the verse checker tells verse from what is not: true verse, broken verse, prose, shuffled verse.
+"""How well the verse checker tells real verse from broken verse, prose and shuffled verse.
 
-A checker that accepts everything would find every true verse classical. These measures say what it refuses:
+A checker that accepts everything would find all real verse classical; these measures show what it rejects:
 `python benchmarks/verse.py ../shared/data`.
 """
 
@@ -14,16 +14,16 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from mini_transformer.evaluation.syllables import syllable_counts, tokens
-from mini_transformer.evaluation.verse import VerseReport, analyse, metre
+from mini_transformer.verse.scansion import VerseReport, analyse, metre
+from mini_transformer.verse.syllables import split_words, syllable_counts
 
-# The verses that stand around a broken one while it is judged.
-_MARGIN = 8
+# How many verses before and after a broken one are scanned with it.
+_CONTEXT = 8
 _PROSE_WIDTH = 36
 
 
 def without_notes(text: str) -> str:
-    """`text` less the paragraphs of editors' prose: those with _italics_ or a line beyond 13 syllables."""
+    """`text` without the editor's notes: paragraphs with _italics_ or a line of more than 13 syllables."""
     parts = re.split(r"(\n\n+)", text)
     return "".join(part for part in parts if not _is_note(part))
 
@@ -33,77 +33,80 @@ def _is_note(paragraph: str) -> bool:
 
 
 def plays(text: str, first: str, end: str) -> list[str]:
-    """The plays from the one titled `first` up to, not with, the one titled `end`."""
+    """The plays from the one titled `first` up to, but not including, the one titled `end`."""
     pieces = text.split("\n\n\n")
     titles = [piece.strip().split("\n")[0] for piece in pieces]
     return [piece.strip() for piece in pieces[titles.index(first) : titles.index(end)]]
 
 
-def full_words(line: str) -> list[int]:
-    """The places, among the words that spaces part, of those worth one full syllable or more."""
-    return [place for place, word in enumerate(line.split()) if len(tokens(word)) == 1 and _is_full(word)]
+def words_with_syllables(line: str) -> list[int]:
+    """The indices, among the words separated by spaces, of those of at least one syllable."""
+    return [index for index, word in enumerate(line.split()) if len(split_words(word)) == 1 and _has_syllables(word)]
 
 
-def _is_full(word: str) -> bool:
+def _has_syllables(word: str) -> bool:
     return min(syllable_counts(word), default=0) > 0
 
 
-def delete_word(line: str, chance: random.Random) -> str:
-    """`line` without one of its full words (unchanged where it has none)."""
-    places, words = full_words(line), line.split()
-    if places:
-        del words[chance.choice(places)]
+def delete_word(line: str, rng: random.Random) -> str:
+    """`line` without one of its words of at least one syllable (unchanged if it has none)."""
+    indices, words = words_with_syllables(line), line.split()
+    if indices:
+        del words[rng.choice(indices)]
     return " ".join(words)
 
 
-def insert_word(line: str, pool: Sequence[str], chance: random.Random) -> str:
-    """`line` with one word of `pool` somewhere."""
+def insert_word(line: str, pool: Sequence[str], rng: random.Random) -> str:
+    """`line` with one word of `pool` inserted at random."""
     words = line.split()
-    words.insert(chance.randint(0, len(words)), chance.choice(pool))
+    words.insert(rng.randint(0, len(words)), rng.choice(pool))
     return " ".join(words)
 
 
-def judge_broken(lines: Sequence[str], spoil: Callable[[str], str], times: int, chance: random.Random) -> str:
-    """Break verses one at a time among their neighbours and say as what they are still accepted."""
+def judge_broken(lines: Sequence[str], break_verse: Callable[[str], str], times: int, rng: random.Random) -> str:
+    """Break one verse at a time in its context; report how many are still accepted, and as which metres."""
     found: Counter[int | None] = Counter()
-    among_twelves: Counter[int | None] = Counter()
+    among_alexandrines: Counter[int | None] = Counter()
     unmarked = 0
-    for place in chance.choices(range(len(lines)), k=times):
-        low = max(0, place - _MARGIN)
-        around = list(lines[low : place + _MARGIN + 1])
-        broken = spoil(around[place - low])
-        if broken.split() == around[place - low].split() or not tokens(broken):
+    for index in rng.choices(range(len(lines)), k=times):
+        low = max(0, index - _CONTEXT)
+        around = list(lines[low : index + _CONTEXT + 1])
+        broken = break_verse(around[index - low])
+        if broken.split() == around[index - low].split() or not split_words(broken):
             continue
-        around[place - low] = broken
-        verse = analyse("\n".join(around)).verses[place - low]
+        around[index - low] = broken
+        verse = analyse("\n".join(around)).verses[index - low]
         result = verse.metre
         unmarked += result is not None and not verse.alone
         found[result] += 1
-        near = [metre(line) for line in [*around[place - low - 2 : place - low], *around[place - low + 1 :][:2]]]
-        if metre(lines[place]) == 12 and set(near) == {12}:
-            among_twelves[result] += 1
-    kept = f"accepted and not alone of their metre: {unmarked / (found.total() or 1):.1%}"
-    return f"all: {_shares(found)}\n    {kept}\n    twelves among twelves: {_shares(among_twelves)}"
+        near = [metre(line) for line in [*around[index - low - 2 : index - low], *around[index - low + 1 :][:2]]]
+        if metre(lines[index]) == 12 and set(near) == {12}:
+            among_alexandrines[result] += 1
+    return (
+        f"all: {_shares(found)}\n"
+        f"    accepted and not marked alone?: {unmarked / (found.total() or 1):.1%}\n"
+        f"    alexandrines among alexandrines: {_shares(among_alexandrines)}"
+    )
 
 
 def _shares(counts: Counter[int | None]) -> str:
     total = counts.total() or 1
-    parts = ", ".join(f"{kind}: {count / total:.1%}" for kind, count in counts.most_common() if kind)
+    parts = ", ".join(f"{number}: {count / total:.1%}" for number, count in counts.most_common() if number)
     return f"{1 - counts[None] / total:.1%} of {counts.total()} accepted ({parts})"
 
 
-def cut_prose(text: str, passages: int, chance: random.Random) -> list[str]:
-    """Passages of prose cut into twenty lines of at most 36 characters, between words."""
+def cut_prose(text: str, passages: int, rng: random.Random) -> list[str]:
+    """Passages of prose, each broken between words into twenty lines of at most 36 characters."""
     words = text.split()
     cut = []
     for _ in range(passages):
-        start = chance.randrange(len(words) - 400)
+        start = rng.randrange(len(words) - 400)
         lines = [""]
         for word in words[start : start + 400]:
             if len(lines[-1]) + 1 + len(word) > _PROSE_WIDTH:
                 lines.append("")
             lines[-1] = f"{lines[-1]} {word}".strip()
-        # A digit makes a line uncountable; that would refuse prose for a wrong reason.
+        # A line with digits cannot be counted, so it would be rejected for the wrong reason.
         cut.append("\n".join(islice((line for line in lines if line and not re.search(r"\d", line)), 20)))
     return cut
 
@@ -116,12 +119,12 @@ def _summary(report: VerseReport) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every figure of docs/verse.md."""
+    """Print every number of docs/verse.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="the folder of the shared texts")
+    parser.add_argument("data", type=Path, help="folder of the shared texts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    chance = random.Random(options.seed)
+    rng = random.Random(options.seed)
 
     def read(name: str) -> str:
         text: str = (options.data / name).read_text(encoding="utf-8")
@@ -143,23 +146,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     fable_lines = [verse.text for verse in analyse(fables).verses]
     for name, lines in (("fables", fable_lines), ("theatre", stage_lines[:5000])):
-        pool = [tokens(line.split()[place])[0][0] for line in lines for place in full_words(line)]
-        print(f"broken {name}, one word less:")
-        print("   ", judge_broken(lines, partial(delete_word, chance=chance), 10_000, chance))
-        print(f"broken {name}, one word more:")
-        print(
-            "   ",
-            judge_broken(lines, partial(insert_word, pool=pool, chance=chance), 10_000, chance),
-        )
+        pool = [split_words(line.split()[index])[0][0] for line in lines for index in words_with_syllables(line)]
+        print(f"{name}, one word deleted:")
+        print("   ", judge_broken(lines, partial(delete_word, rng=rng), 10_000, rng))
+        print(f"{name}, one word inserted:")
+        print("   ", judge_broken(lines, partial(insert_word, pool=pool, rng=rng), 10_000, rng))
 
-    prose = cut_prose(read("romans.txt"), 1000, chance)
+    prose = cut_prose(read("romans.txt"), 1000, rng)
     single = [metre(line) for passage in prose for line in passage.split("\n")]
     print("prose, line by line:", _shares(Counter(single)))
     report = analyse("\n\n\n".join(prose))
     print("prose, as poems:", _summary(report))
-    long = sum(report.metres.get(kind, 0) for kind in (12, 10, 8)) / len(report.verses)
+    long = sum(report.metres.get(number, 0) for number in (12, 10, 8)) / len(report.verses)
     print(f"prose accepted as 12, 10 or 8: {long:.1%}")
-    chance.shuffle(fable_lines)
+    rng.shuffle(fable_lines)
     print(f"shuffled fables, rhymed: {analyse(chr(10).join(fable_lines)).rhymed:.1%}")
     return 0
 

@@ -93,6 +93,7 @@ COMMANDS = {
     "prepare": "read and tokenise the texts of a run ahead of time",
     "tokenizer": "train a tokenizer alone, or show what one makes of a text",
     "corpus": "list or print the fables that come with the package",
+    "verse": "check the metre and rhyme of French verse",
     "demo": "train a small model on the embedded fables and print one that it writes",
 }
 

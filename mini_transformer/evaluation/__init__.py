@@ -1,1 +1,1 @@
-"""Measures of what the models write."""
+"""How well a model predicts a text."""

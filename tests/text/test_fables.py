@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import pytest
 
-from mini_transformer.evaluation.verse import analyse
 from mini_transformer.text.documents import split_documents
 from mini_transformer.text.fables import find_fables, join_fables, load_fables
+from mini_transformer.verse.scansion import analyse
 from tests.conftest import FABLES, ROOT
 
 Call = Callable[..., tuple[int, str, str]]
 TEXT = FABLES.read_text(encoding="utf-8")
-# Lines that stand twice on purpose: refrains.
+# Lines that are repeated on purpose: refrains.
 REFRAINS: set[str] = set()
 # Verses that the checker does not find classical although they are, or that break the metre on purpose.
 EXCEPTIONS: set[str] = set()

@@ -1,15 +1,15 @@
-"""Word families that the rules of French verse cannot tell from spelling alone.
+"""Word families for which the rules of French verse need more than the spelling.
 
-Families of `GLIDES_*` are patterns matched against a word in which `/` stands before the glide:
-`d/iabl` speaks of *diable*, *diablesse*, *endiablé*. Lists were written by hand from the usage that
-the manuals of versification describe; nothing is copied from a dictionary.
+The patterns from `SYNAERESIS_I` to `EITHER_O` are matched against a word with a `/` before the first of two vowels
+that meet: `d/iabl` covers *diable*, *diablesse*, *endiablé*. The lists were written by hand from the usage that
+manuals of versification describe; nothing is copied from a dictionary.
 """
 
 import re
 
 
-def words(text: str) -> frozenset[str]:
-    """The words of a list written with spaces."""
+def word_list(text: str) -> frozenset[str]:
+    """The words of a text, separated by spaces."""
     return frozenset(text.split())
 
 
@@ -17,7 +17,7 @@ def _family(patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns.split()))
 
 
-# Words whose h (or whose first sound) forbids elision. Each entry begins a word.
+# Words whose h is aspirated: no e is elided before them. Each entry is the beginning of a word.
 ASPIRATED_H = _family(
     r"""
         ha$ hach hag hai haï hâ hal(?!eine|luc|ogèn) ham(?!eç|adr) han hap har(?!mon|usp) has haub haus haut hav
@@ -27,12 +27,12 @@ ASPIRATED_H = _family(
         hun$ huns$ hupp hur huss(?!ie) hutt
         """
 )
-# Vowels that do not let the e before them go, and words before which usage wavers.
+# Words that begin with a vowel but forbid elision, and words before which usage varies.
 NO_ELISION = re.compile(r"onz|ouist|yacht|yol|yatag|uhlan|y[aeo](?!ux|us)")
-EITHER_ELISION = words("oui henri hyène hyènes ouate huis ha hé ho holà hola hein")
+EITHER_ELISION = word_list("oui henri hyène hyènes ouate huis ha hé ho holà hola hein")
 
-# -ent that is pronounced (nouns, adjectives, adverbs, third person singular).
-FULL_ENT = words(
+# Words whose -ent is sounded (nouns, adjectives, adverbs, third person singular).
+SOUNDED_ENT = word_list(
     """
     souvent auvent avent couvent convent paravent fervent contrevent engoulevent
     talent insolent opulent turbulent indolent somnolent dolent virulent succulent corpulent truculent
@@ -55,13 +55,13 @@ FULL_ENT = words(
     quotient indulgent conscient inconscient
     """
 )
-# Written alike, pronounced or not: le couvent / les poules couvent, il est content / ils content.
-EITHER_ENT = words(
+# Words whose -ent is sounded or mute: le couvent / les poules couvent, il est content / ils content.
+EITHER_ENT = word_list(
     """couvent content violent excellent président résident négligent équivalent parent pressent
     affluent influent ferment convergent expédient précédent"""
 )
-# The verbs whose -ment is a mute ending; every other -ment is a noun or an adverb.
-VERBS_IN_MER = words(
+# Stems of verbs in -mer: their -ment is mute; every other -ment is a noun or an adverb.
+VERBS_IN_MER = word_list(
     """
     aim dorm form charm anim ranim nomm enflamm consum exprim blasphèm blasphêm sèm parsèm fum parfum allum
     rallum estim mésestim supprim imprim comprim déprim réprim arm alarm désarm affirm confirm endorm rendorm
@@ -72,7 +72,7 @@ VERBS_IN_MER = words(
     """
 )
 
-# The infinitives in -ier (minus -ier): their i is a syllable in every form.
+# Stems of verbs in -ier: their i is a syllable in every form.
 VERBS_IN_IER = re.compile(
     r"(?:re|r|dé|mé|més)?(?:l|rall|n|ren|man|mar|sc|f|conf|par|appar|cop|charr|p|sour|r)|.*[ié]f|.*(?:"
     + _family(
@@ -86,13 +86,13 @@ VERBS_IN_IER = re.compile(
     + ")"
 )
 
-# The verbs whose -ions is one syllable (avions, serions, voulions), whatever stands beside them.
-VERBS_IN_IONS = re.compile(
+# Verb stems whose -ions is one syllable even without the pronoun nous (avions, serions, voulions).
+SYNAERESIS_IONS = re.compile(
     r"(?:[aeéoui]r|rr|v|(?:^e|f|p|d|s)uss|puiss|niss|^ét|^all|oul|en|fais|dis|dorm|aim|ett|batt)$"
 )
 
-# i before a vowel: one syllable with it (synaeresis).
-GLIDES_I_ONE = _family(
+# i before a vowel: one syllable (synaeresis).
+SYNAERESIS_I = _family(
     r"""
     (?:^|[aeéiou])d/iabl d/iacr ^f/iacr d/iantr ^l/iard mill/iard p/iastr p/ioch m/ioch ch/iourm
     it/ié oit/ié ^p/ié(?:$|t(?!é)|ç|g|d|c|m) [lf]/iefs?$ s/ié(?:g|cl) t/iéd ass/ié(?:g|r) n/iéc f/iév l/iév m/iév
@@ -106,66 +106,65 @@ GLIDES_I_ONE = _family(
     ^/y
     """
 )
-# i before a vowel where good authors count one or two.
-GLIDES_I_EITHER = _family(
+# i before a vowel: one syllable or two.
+EITHER_I = _family(
     r"""
     h/ier ^anc/ien ^f/iers?$ gard/ien b/iais n/iais op?in/iâtr f/iol bab/iol best/iol car/iol m/iaul p/iaul p/iaill
     char/iot lor/iot mat/ias v/iand ca?h/ier f/ient p/iaf mar/ionn
     conv/ient$ sangl/ier boucl/ier gr/ie[fv] br/ie[fv] best/iaux k/iosq v/iair h/iérogl
     """
 )
-# i before an open e: two syllables (elsewhere one, as in lumière, assiette).
-GLIDES_IE_TWO = _family(r"^d/ièt qu?/ièt ^h/ièr jul/iett henr/iett ar/iett")
-# u before i: two syllables (elsewhere one, as in nuit).
-GLIDES_UI_TWO = _family(r"^r/uin ^br/uin dr/uid fl/uid ^s/uicid u/it [dnptlgx]/uité g[eé]n/uin t/uition tr/uism")
-GLIDES_UI_EITHER = _family(r"br/ui(?:r|ss) jés/uit grat/uit ^p/uîn fort/uit")
-# u before another vowel: nearly always two; usage wavers in these.
-GLIDES_U_EITHER = _family(r"éc/uell s/uèd")
-# ou before a vowel.
-GLIDES_OU_ONE = _family(r"^/oui$ /ouins?$ /ouin[cd] ^/oues ^/ouais ^/ouist")
-GLIDES_OU_EITHER = _family(
-    r"""f/ouet ch/ouett gir/ouett pir/ouett f/ouin l/ouis c/ouard c/ouenn d/ouan ^/ouat ^/ouaill éd/ouard"""
+# i before an open e: two syllables (one in all other words, such as lumière, assiette).
+DIAERESIS_IE = _family(r"^d/ièt qu?/ièt ^h/ièr jul/iett henr/iett ar/iett")
+# u before i: two syllables, or one or two (one in all other words, such as nuit).
+DIAERESIS_UI = _family(r"^r/uin ^br/uin dr/uid fl/uid ^s/uicid u/it [dnptlgx]/uité g[eé]n/uin t/uition tr/uism")
+EITHER_UI = _family(r"br/ui(?:r|ss) jés/uit grat/uit ^p/uîn fort/uit")
+# u before another vowel: one syllable or two (two in all other words).
+EITHER_U = _family(r"éc/uell s/uèd")
+# ou before a vowel: one syllable, or one or two (two in all other words).
+SYNAERESIS_OU = _family(r"^/oui$ /ouins?$ /ouin[cd] ^/oues ^/ouais ^/ouist")
+EITHER_OU = _family(
+    r"f/ouet ch/ouett gir/ouett pir/ouett f/ouin l/ouis c/ouard c/ouenn d/ouan ^/ouat ^/ouaill éd/ouard"
 )
-# o before a vowel.
-GLIDES_O_ONE = _family(r"m/o[eëê]l p/o[êeë]l")
-GLIDES_O_EITHER = _family(r"^p/o[eëè][mts]")
+# o before e: one syllable, or one or two (two in all other words).
+SYNAERESIS_O = _family(r"m/o[eëê]l p/o[êeë]l")
+EITHER_O = _family(r"^p/o[eëè][mts]")
 
-# Rhymes. Words in -er whose r is heard; old verse also let them rhyme for the eye with infinitives.
+# Rhymes. Words in -er whose r is sounded; old verse also lets them rhyme with infinitives, for the eye.
 SOUNDED_ER = re.compile(
     r"mer|cher|fier|hier|ver|fer|enfer|hiver|amer|outremer|tier|univer|enver|diver|traver|perver"
     r"|jupiter|lucifer|esther|auster|cancer|éther|reister|pater|magister|abner|gaster"
 )
-# Words whose oi was never ai: nouns, and verbs in the present.
-TRUE_OI = words(
+# Words whose oi is not the old spelling of ai: nouns, and verbs in the present tense.
+TRUE_OI = word_list(
     """
-    bois fois mois lois rois trois dois vois crois reçois aperçois conçois poids pois voix croix noix choix
-    toit droit froid doit voit croit reçoit boit endroit adroit exploit étroit détroit moi toi soi foi loi roi
-    quoi effroi emploi convoi tournoi pourquoi envoi renvoi aloi beffroi bourgeois courtois hautbois villageois
-    soit autrefois toutefois parfois sournois putois carquois empois patois gaulois grégeois croît accroît
-    doigt doigts toits droits endroits exploits bois sois bois émoi désarroi surcroît aboi abois pantois minois
-    octroi charroi dois aperçoit conçoit
+    bois fois mois lois rois trois dois vois crois reçois aperçois conçois poids pois voix croix noix choix toit
+    droit froid doit voit croit reçoit boit endroit adroit exploit étroit détroit moi toi soi foi loi roi quoi
+    effroi emploi convoi tournoi pourquoi envoi renvoi aloi beffroi bourgeois courtois hautbois villageois soit
+    autrefois toutefois parfois sournois putois carquois empois patois gaulois grégeois croît accroît doigt doigts
+    toits droits endroits exploits sois émoi désarroi surcroît aboi abois pantois minois octroi charroi aperçoit
+    conçoit
     """
 )
-# -ille where the l is heard.
-HARD_ILL = re.compile(r"^[vm]ill$|(?:tranqu|dist|osc|[dsé]ev|év|g|pup|imbéc|ach|cam|luc|tras)ill$|(?:sib|id)yll$")
-# Words that sound otherwise than they are written, or in two ways.
-SPECIAL_SOUNDS = {
+# Stems whose -ille sounds as in ville, not as in fille.
+SOUNDED_ILL = re.compile(r"^[vm]ill$|(?:tranqu|dist|osc|[dsé]ev|év|g|pup|imbéc|ach|cam|luc|tras)ill$|(?:sib|id)yll$")
+# Masculine and feminine rhyme words whose sounds the spelling does not show, or that have several.
+IRREGULAR_MASCULINE = {
     word: frozenset(sounds.split("/"))
-    for word, sounds in (
-        pair.split(":")
-        for pair in words(
+    for word, _, sounds in (
+        entry.partition(":")
+        for entry in word_list(
             """
-        eu:y eus:y eut:y eût:y est:E et:é les:E des:E mes:E tes:E ses:E ces:E es:E clef:é clefs:é
-        fils:i/is hélas:a/as tous:U/Us sens:A/As plus:y mars:ars ours:Urs/Ur os:o/os lis:i/is lys:i/is jadis:i/is
-        mœurs:Q/Qrs/Qr monsieur:Q/Qr messieurs:Q/Qr sept:Et net:E/Et fat:a/at temps:A champs:A champ:A corps:or
-        fusil:i gentil:i sourcil:i sourcils:i outil:i outils:i persil:i/il péril:il/iJ avril:il mil:il fil:il
-        sang:A rang:A flanc:A blanc:A long:O joug:U bourg:Ur plomb:O respect:E/Ek aspect:E/Ek estomac:a tabac:a
-        hymen:I/En amen:I/En examen:I/En éden:I/En clerc:Er porc:or/ork nerf:Er/Erf cerf:Er/Erf
-        tronc:O franc:A banc:A jonc:O croc:o/ok broc:o/ok coq:ok/o donc:O/Ok il:il/i pays:i soûl:U soûls:U
-            œufs:Q bœufs:Q nerfs:Er cerfs:Er
-        août:U saoul:U paon:A faon:A solennel:El
-        """
+            eu:y eus:y eut:y eût:y est:E et:é les:E des:E mes:E tes:E ses:E ces:E es:E clef:é clefs:é fils:i/is
+            hélas:a/as tous:U/Us sens:A/As plus:y mars:ars ours:Urs/Ur os:o/os lis:i/is lys:i/is jadis:i/is
+            mœurs:Q/Qrs/Qr monsieur:Q/Qr messieurs:Q/Qr sept:Et net:E/Et fat:a/at temps:A champs:A champ:A corps:or
+            fusil:i gentil:i sourcil:i sourcils:i outil:i outils:i persil:i/il péril:il/iJ avril:il mil:il fil:il
+            sang:A rang:A flanc:A blanc:A long:O joug:U bourg:Ur plomb:O respect:E/Ek aspect:E/Ek estomac:a tabac:a
+            hymen:I/En amen:I/En examen:I/En éden:I/En clerc:Er porc:or/ork nerf:Er/Erf cerf:Er/Erf tronc:O franc:A
+            banc:A jonc:O croc:o/ok broc:o/ok coq:ok/o donc:O/Ok il:il/i pays:i soûl:U soûls:U œufs:Q bœufs:Q
+            nerfs:Er cerfs:Er août:U saoul:U paon:A faon:A solennel:El
+            """
         )
     )
 }
-SPECIAL_FEMININE = {"femme": "am@", "femmes": "am@", "moelle": "wal@", "moelles": "wal@"}
+IRREGULAR_FEMININE = {"femme": "am@", "femmes": "am@", "moelle": "wal@", "moelles": "wal@"}
