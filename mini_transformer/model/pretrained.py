@@ -21,7 +21,7 @@ from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.moe import ALPHA, LIMIT
+from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 FORMAT = 1  # of our own key; raised when an older version could no longer read the folder
 LONGEST_BLOCK = 2**20
@@ -59,8 +59,8 @@ def to_json(config: ModelConfig, eot_id: int, facts: dict[str, Any]) -> dict[str
         "layer_types": list(config.layer_types),
         "rope_parameters": rope,
         "rms_norm_eps": config.norm_eps,
-        "swiglu_alpha": ALPHA,
-        "swiglu_limit": LIMIT,
+        "swiglu_alpha": SWIGLU_ALPHA,
+        "swiglu_limit": SWIGLU_LIMIT,
         "hidden_act": "silu",
         "attention_bias": True,
         "attention_dropout": 0.0,
@@ -151,7 +151,7 @@ def _check_kind(given: _Section) -> None:
             f"{given.where}: written in format {brief(own['format'])}, "
             f"this version of Mini-Transformer reads format {FORMAT}"
         )
-    for key, expected in {"attention_bias": True, "swiglu_alpha": ALPHA, "swiglu_limit": LIMIT}.items():
+    for key, expected in {"attention_bias": True, "swiglu_alpha": SWIGLU_ALPHA, "swiglu_limit": SWIGLU_LIMIT}.items():
         found = given.values.get(key, expected)
         if found != expected:
             raise UserError(f"{given.where}: {key} is {brief(found)}, only {expected} is known")

@@ -38,9 +38,9 @@ def balance(model: Decoder, rate: float) -> float:
     """
     busiest = 1.0
     for router in routers(model):
-        if router.load is None:
+        if router.tokens_per_expert is None:
             continue
-        load, router.load = router.load.float(), None
+        load, router.tokens_per_expert = router.tokens_per_expert.float(), None
         router.bias.add_(rate * torch.sign(load.mean() - load))
         busiest = max(busiest, (load.max() / load.mean()).item())
     return busiest
