@@ -14,11 +14,11 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-import mini_transformer
+from mini_transformer import __version__
 from mini_transformer.config import TrainConfig, flag
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing, try_lock, write_json
-from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS, read_json
+from mini_transformer.files import read_json, replacing, try_lock, write_json
+from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
 from mini_transformer.training.phases import Material
 
 RUN, METRICS, CURVE, TEXT, STATE_DICT = (
@@ -86,7 +86,7 @@ def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
 def describe_environment(device: str, precision: torch.dtype) -> dict[str, Any]:
     """What "bit for bit" depends on beside the settings."""
     return {
-        "version": mini_transformer.__version__,
+        "version": __version__,
         "torch": torch.__version__,
         "device": device,
         "precision": str(precision).removeprefix("torch."),

@@ -18,7 +18,14 @@ from mini_transformer.errors import UserError
 from mini_transformer.evaluation.likelihood import measure
 from mini_transformer.generation.engine import Engine, generate_tokens
 from mini_transformer.generation.sampling import SamplingConfig
-from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS, from_json, read_model, read_suppress_tokens
+from mini_transformer.model.pretrained import (
+    CONFIG,
+    GENERATION,
+    WEIGHTS,
+    config_from_json,
+    read_model,
+    read_suppress_tokens,
+)
 from mini_transformer.text.tokenizer import EOT_TOKEN
 from tests.conftest import FABLES
 
@@ -201,9 +208,9 @@ def older(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("case", ["a_moe_alternating", "c_yarn_top1_mqa"])  # plain rotary, YaRN
 def test_the_older_spelling_gives_the_same_model(case: str) -> None:
     config = json.loads((GOLDEN / case / CONFIG).read_text(encoding="utf-8"))
-    wanted = from_json(config)
-    assert from_json(older(dict(config))) == wanted
-    assert from_json({**older(dict(config)), "rope_theta": 150000}).rope.theta == 150000
+    wanted = config_from_json(config)
+    assert config_from_json(older(dict(config))) == wanted
+    assert config_from_json({**older(dict(config)), "rope_theta": 150000}).rope.theta == 150000
 
 
 def test_the_rotary_positions_that_openai_published() -> None:
@@ -218,10 +225,10 @@ def test_the_rotary_positions_that_openai_published() -> None:
         "truncate": False,
     }
     expected = RopeConfig("yarn", 150000.0, factor=32.0, original_context=4096, truncate=False)
-    assert from_json(config).rope == expected
+    assert config_from_json(config).rope == expected
     del config["rope_theta"]
     with pytest.raises(UserError, match="the key 'rope_theta' is missing"):
-        from_json(config)
+        config_from_json(config)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +271,7 @@ def test_json_too_deep_is_refused_by_name(trained: Path, tmp_path: Path, name: s
 
 def test_what_is_no_configuration_is_refused() -> None:
     with pytest.raises(UserError, match="model_type is None"):
-        from_json([])  # type: ignore[arg-type]
+        config_from_json([])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FILES)
