@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"mini_transformer.commands.{name.replace('-', '_')}")
         return int(command.main(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        print(f"{name}: {str(error).replace(chr(10), ' ')}", file=sys.stderr)
+        message = re.sub(r"`(\w+)`", lambda m: "--" + m[1].replace("_", "-"), str(error))
+        print(f"{name}: {message.replace(chr(10), ' ')}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
