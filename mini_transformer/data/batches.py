@@ -19,12 +19,6 @@ Batch = tuple[Tensor, Tensor]
 CYCLE = 1000  # rows in which the shares of a mixture come out exactly
 
 
-def join_documents(documents: Sequence[Tokens], eot_id: int) -> Tokens:
-    """The stream of some documents, an end token before, between and behind them."""
-    end = np.array([eot_id], dtype=documents[0].dtype if documents else np.uint32)
-    return np.concatenate([end] + [part for document in documents for part in (document, end)])
-
-
 class Feed(Protocol):
     """What gives batches by their number."""
 

@@ -81,11 +81,11 @@ class LargeCorpus:
 
     def encode(self, tokenizer: Tokenizer) -> Encoded:
         """See `Corpus`."""
-        key = (shards.FORMAT, self.content, self.sources.reading.max_unreadable, self._keep, tokenizer.digest)
+        key = (shards.FORMAT, self.content, self.sources.reading.max_unreadable, self._keep, tokenizer.fingerprint)
         name = digest(*key)[:32]
         found = shards.read_shards(self.cache.folder / "shards" / name)
         if found is None:
-            facts = {"content": self.content, "tokenizer": tokenizer.digest}
+            facts = {"content": self.content, "tokenizer": tokenizer.fingerprint}
             found = shards.make_shards(name, self.sources, self._pieces(), tokenizer, facts)
         else:
             tokens = len(found.part.tokens.buffers[0])

@@ -14,11 +14,10 @@ from itertools import groupby, islice
 import torch
 from torch.nn import functional as F
 
-from mini_transformer.data.batches import join_documents
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.documents import split_documents
-from mini_transformer.text.tokenizer import Tokenizer, Tokens
+from mini_transformer.text.tokenizer import Tokenizer, Tokens, join_documents
 
 
 @dataclass(frozen=True)

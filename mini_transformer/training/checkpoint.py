@@ -80,7 +80,7 @@ def settings(config: TrainConfig, material: Material) -> dict[str, Any]:
             f"--lr{suffix}": text.phase.lr,
             name: text.digest,
         }
-    return values | {"--val-data": material.validation_digest, "tokenizer": material.tokenizer.digest[:12]}
+    return values | {"--val-data": material.validation_digest, "tokenizer": material.tokenizer.fingerprint[:12]}
 
 
 def describe_environment(device: str, precision: torch.dtype) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mini_transformer.data.sources import Document, Reading
 from mini_transformer.data.tokens import DocumentStream, Integers, TokenDocuments
 from mini_transformer.data.words import RUN
 from mini_transformer.errors import UserError
-from mini_transformer.text.make import make_tokenizer, write_tokenizer
+from mini_transformer.text.pretrained import make_tokenizer
 from mini_transformer.text.tokenizer import Tokenizer
 
 SHORTEST_BLOCK = 8
@@ -173,7 +173,7 @@ def _tokenizer(text: TextConfig, store: Cache, corpora: Sequence[Corpus]) -> Tok
 
     def learn() -> Tokenizer:
         texts = (piece for corpus in corpora for piece in corpus.texts())
-        return make_tokenizer(text, texts, progress=sys.stderr.isatty())
+        return make_tokenizer(text.tokenizer, text.vocab_size, texts, progress=sys.stderr.isatty())
 
     if text.tokenizer not in TRAINABLE_TOKENIZERS or not any(isinstance(c, LargeCorpus) for c in corpora):
         return learn()
@@ -188,5 +188,5 @@ def _tokenizer(text: TextConfig, store: Cache, corpora: Sequence[Corpus]) -> Tok
         print(f"Learning the tokenizer ({text.tokenizer}) from the texts", flush=True)
         tokenizer = learn()
         with store.writing():
-            write_tokenizer(tokenizer, folder)
+            tokenizer.save(folder)
     return tokenizer

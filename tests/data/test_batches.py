@@ -11,11 +11,10 @@ from mini_transformer.data.batches import (
     Mixture,
     Prefetched,
     TrainingStream,
-    join_documents,
     rows_of,
     validation_batches,
 )
-from mini_transformer.text.tokenizer import Tokens
+from mini_transformer.text.tokenizer import Tokens, join_documents
 
 END = 0
 

@@ -49,7 +49,7 @@ def test_the_cache_changes_nothing(tmp_path: Path, tokenizer: str, documents: in
     small = material(tmp_path, 10**9, text, tokenizer=tokenizer, vocab_size=vocab)
     large = material(tmp_path, 0, text, tokenizer=tokenizer, vocab_size=vocab)
     assert (tmp_path / "cache" / "shards").is_dir()
-    assert large.tokenizer.digest == small.tokenizer.digest
+    assert large.tokenizer.fingerprint == small.tokenizer.fingerprint
     assert large.unseen == small.unseen
     assert large.validation_titles == small.validation_titles
     assert large.validation_characters == small.validation_characters
@@ -245,10 +245,9 @@ def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
 
 def ready(tmp_path: Path) -> Path:
     """A tokenizer that is quick to make and slow to use."""
-    from mini_transformer.text.make import write_tokenizer
     from mini_transformer.text.tokenizer import Tokenizer
 
-    write_tokenizer(Tokenizer.train_bpe([TEXT[:20000]], 300), tmp_path / "bpe")
+    Tokenizer.train_bpe([TEXT[:20000]], 300).save(tmp_path / "bpe")
     return tmp_path / "bpe"
 
 

@@ -1,4 +1,4 @@
-"""Streaming gives the documents that the plain split gives, wherever chunks end and documents are cut."""
+"""Streaming gives the documents that the plain split gives, wherever chunks end and long documents are cut."""
 
 import time
 from itertools import pairwise
@@ -27,8 +27,8 @@ def joined(pieces: list[Piece]) -> list[str]:
     return documents
 
 
-def chunks(text: str, borders: list[int]) -> list[str]:
-    places = sorted({0, len(text), *(b % (len(text) + 1) for b in borders)})
+def chunks(text: str, ends: list[int]) -> list[str]:
+    places = sorted({0, len(text), *(end % (len(text) + 1) for end in ends)})
     return [text[a:b] for a, b in pairwise(places)]
 
 
