@@ -10,10 +10,11 @@ from mini_transformer.errors import UserError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is drawn.
+    """How a token is drawn from the logits.
 
-    temperature: divides the logits; 0 takes the likeliest token. top_k: only the k likeliest (0: all). top_p: only the
-    likeliest whose probabilities first reach p together (Holtzman et al. 2020, arXiv 1904.09751; 1: all).
+    temperature: divides the logits; 0 always takes the likeliest token. top_k: draws from the k likeliest tokens only
+    (0: all). top_p: only from the likeliest tokens whose probabilities together first reach p (nucleus sampling,
+    Holtzman et al. 2020, arXiv 1904.09751; 1: all).
     """
 
     temperature: float = 0.8
@@ -22,7 +23,7 @@ class SamplingConfig:
 
 
 def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
-    """Draw one token id from logits (V,) on the CPU. Raises `UserError` if there is none to draw."""
+    """Draw one token id from logits (V,) on the CPU. Raises `UserError` if no token has a probability."""
     if not torch.isfinite(logits_v.max()):  # NaN, or every token suppressed
         raise UserError("the model gives no token a probability: its weights are damaged, or all tokens are suppressed")
     if sampling.temperature == 0:
@@ -33,6 +34,6 @@ def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generato
         scores, ids = scores[: sampling.top_k], ids[: sampling.top_k]
     probabilities = scores.softmax(-1)
     if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens: the first always stays
+        before = probabilities.cumsum(-1) - probabilities  # sum over all likelier tokens: the first one always stays
         probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

@@ -47,7 +47,7 @@ class Material:
     validation_characters: int
     validation_digest: str
     validation_titles: list[Document]  # first line and file of each document
-    unseen: list[int]  # token ids that no training text holds
+    suppress_tokens: list[int]  # token ids that no training text holds
     overlap: Overlap  # of the validation text with all training text
     block_size: int  # the one asked for, or as much as the shortest text has
 
@@ -121,7 +121,7 @@ def read_material(config: TrainConfig) -> Material:
         validation_characters=sum(part.characters for _, part in held),
         validation_digest=_joined([corpus.held_digest for corpus in corpora[-1]]),
         validation_titles=[title for corpus, part in held for title in corpus.titles(tokenizer, part)],
-        unseen=[i for i in range(tokenizer.vocab_size) if i not in seen],
+        suppress_tokens=[i for i in range(tokenizer.vocab_size) if i not in seen],
         block_size=min(config.model.block_size, shortest.stream.epoch_tokens - 1),
     )
 

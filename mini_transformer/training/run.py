@@ -92,7 +92,7 @@ def _introduce(config: TrainConfig, material: Material, device: torch.device, pr
     tell(
         f"Validation: {material.validation_characters:,} characters; "
         f"vocabulary: {material.tokenizer.vocab_size} tokens, "
-        f"{material.tokenizer.vocab_size - len(material.unseen)} of them in the text"
+        f"{material.tokenizer.vocab_size - len(material.suppress_tokens)} of them in the text"
     )
     tell(f"Overlap: {material.overlap}")
     material.overlap.warn()
@@ -103,7 +103,9 @@ def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> Non
     phases = [{"name": p.name, "max_iters": p.iters, "lr": p.lr} for p in config.phases]
     kind = Path(config.text.tokenizer).name  # never a place on this machine
     facts = {"tokenizer": kind, "dropout": config.model.dropout, "seed": config.run.seed, "phases": phases}
-    pretrained.write_config(config.run.out_dir, model.config, material.tokenizer.eot_id, material.unseen, facts)
+    pretrained.write_config(
+        config.run.out_dir, model.config, material.tokenizer.eot_id, material.suppress_tokens, facts
+    )
     material.tokenizer.save(config.run.out_dir, model.config.block_size)
     with replacing(config.run.out_dir / VALIDATION) as temporary:
         lines = (f"{document.origin}\t{document.text}\n" for document in material.validation_titles)

@@ -233,8 +233,8 @@ class Trainer:
         """A text by the model as it is now."""
         self.model.eval()
         pieces = []
-        writer = Engine(self.model, self.material.tokenizer, self.material.unseen)
-        for piece in writer.write("", tokens, SamplingConfig(), seed=self.config.run.seed):
+        writer = Engine(self.model, self.material.tokenizer, self.material.suppress_tokens)
+        for piece in writer.generate("", tokens, SamplingConfig(), seed=self.config.run.seed):
             self._check_stop()
             pieces.append(piece)
         return "".join(pieces)

@@ -50,7 +50,7 @@ def test_the_cache_changes_nothing(tmp_path: Path, tokenizer: str, documents: in
     large = material(tmp_path, 0, text, tokenizer=tokenizer, vocab_size=vocab)
     assert (tmp_path / "cache" / "shards").is_dir()
     assert large.tokenizer.fingerprint == small.tokenizer.fingerprint
-    assert large.unseen == small.unseen
+    assert large.suppress_tokens == small.suppress_tokens
     assert large.validation_titles == small.validation_titles
     assert large.validation_characters == small.validation_characters
     assert large.phases[0].characters == small.phases[0].characters

@@ -71,12 +71,12 @@ def test_tokens_equal_those_of_transformers(trained: Path) -> None:
 def test_greedy_text_equals_that_of_transformers(folder: Path) -> None:
     there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    writer = Engine.load(folder, CPU)
+    engine = Engine.load(folder, CPU)
     prompt = tokenizer("Un renard", return_tensors="pt")
-    count = writer.model.config.block_size - prompt.input_ids.shape[1]
+    count = engine.model.config.block_size - prompt.input_ids.shape[1]
     expected = there.generate(**prompt, do_sample=False, max_new_tokens=count, eos_token_id=[])[0].tolist()
     ids = expected[: prompt.input_ids.shape[1]]
-    tokens = generate_tokens(writer.model, ids, SamplingConfig(0), torch.Generator(), writer.suppressed)
+    tokens = generate_tokens(engine.model, ids, SamplingConfig(0), torch.Generator(), engine.suppress_tokens)
     assert [*ids, *(next(tokens) for _ in range(count))] == expected
 
 
@@ -90,7 +90,7 @@ def judge(folder: Path, text: str) -> float:
         ids += [*tokenizer(document, add_special_tokens=False).input_ids, end]
     block, last = model.config.max_position_embeddings, len(ids) - 1
     nats, start = 0.0, 0
-    while start < last:  # predict the tokens start + 1 to end, behind at most a block of context
+    while start < last:  # predict the tokens start + 1 to end, after at most a block of context
         end = min(start + (block if start == 0 else block // 2), last)
         first = max(0, end - block)
         with torch.no_grad():
@@ -103,8 +103,8 @@ def judge(folder: Path, text: str) -> float:
 
 def test_likelihood_equals_that_of_transformers(folder: Path) -> None:
     text = FABLES.read_text(encoding="utf-8")[:3000]
-    writer = Engine.load(folder, CPU)
-    found = measure(writer.model, writer.tokenizer, text)
+    engine = Engine.load(folder, CPU)
+    found = measure(engine.model, engine.tokenizer, text)
     assert found.nats_per_token * found.tokens == pytest.approx(judge(folder, text), rel=1e-5)
 
 
@@ -298,7 +298,7 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
             damaged[place : place + chance.randrange(12)] = chance.randbytes(chance.randrange(6))
         (folder / name).write_bytes(damaged)
         try:
-            "".join(Engine.load(folder, CPU).write("Un été", 3, SamplingConfig(), seed=1))
+            "".join(Engine.load(folder, CPU).generate("Un été", 3, SamplingConfig(), seed=1))
         except UserError as error:
             refused.append(str(error))
         (folder / name).write_bytes(whole)
