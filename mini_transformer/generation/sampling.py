@@ -10,11 +10,10 @@ from mini_transformer.errors import UserError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is drawn from the logits.
+    """How a token is drawn.
 
-    temperature: divides the logits; 0 always takes the likeliest token. top_k: draws from the k likeliest tokens only
-    (0: all). top_p: only from the likeliest tokens whose probabilities together first reach p (nucleus sampling,
-    Holtzman et al. 2020, arXiv 1904.09751; 1: all).
+    temperature: divides the logits; 0 takes the likeliest token. top_k: only the k likeliest (0: all). top_p: only the
+    likeliest whose probabilities first reach p together (Holtzman et al. 2020, arXiv 1904.09751; 1: all).
     """
 
     temperature: float = 0.8
