@@ -19,17 +19,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from mini_transformer.data.batches import Prefetched, TrainingStream
+from mini_transformer.data.shards import make_shards, read_shards
+from mini_transformer.data.stored import Sources
 from tokenizers import models, trainers
 
-from mini_transformer.data.batches import Prefetched, TrainingStream
 from mini_transformer.data.cache import Cache
 from mini_transformer.data.reading import read_text
-from mini_transformer.data.shards import make_shards, read_shards
 from mini_transformer.data.sources import Reading, stream_source
-from mini_transformer.data.stored import Sources
 from mini_transformer.text.documents import split_documents
-from mini_transformer.text.make import write_tokenizer
-from mini_transformer.text.tokenizer import BYTE_SYMBOLS, END, Tokenizer, byte_level
+from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, Tokenizer, byte_level
 
 VOCABULARY = 4096
 PREPARE, TRAIN = (["-m", "mini_transformer", verb] for verb in ("prepare", "train"))
@@ -83,7 +82,7 @@ def bpe(path: Path, documents: list[str], repeats: int, work: Path) -> None:
 
     def library() -> None:
         trainer = trainers.BpeTrainer(
-            vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=BYTE_SYMBOLS, show_progress=False
+            vocab_size=VOCABULARY, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=False
         )
         byte_level(models.BPE()).train_from_iterator(documents, trainer)
 
@@ -196,7 +195,7 @@ def main() -> None:
         characters(documents, megabytes, given.repeats)
         sharded(given.text, Tokenizer.from_characters(documents), work)
         feeding(work, 50_000_000, given.repeats)
-        write_tokenizer(Tokenizer.train_bpe(documents[:50], VOCABULARY), work / "tokenizer")
+        Tokenizer.train_bpe(documents[:50], VOCABULARY).save(work / "tokenizer")
         bpe(given.text, documents, given.repeats, work)
         memory(given.text, given.times, work)
 

@@ -237,8 +237,19 @@ def check(config: TrainConfig) -> None:
 
 
 FREE = (
-    "out_dir", "overwrite", "device", "gpus", "sample_interval", "checkpoint_interval", "val_data", "encoding",
-    "tokenizer", "cache_dir", "in_memory", "text_field", "max_unreadable",
+    "out_dir",
+    "overwrite",
+    "device",
+    "gpus",
+    "sample_interval",
+    "checkpoint_interval",
+    "val_data",
+    "encoding",
+    "tokenizer",
+    "cache_dir",
+    "in_memory",
+    "text_field",
+    "max_unreadable",
 )
 
 

@@ -62,6 +62,7 @@ def log(line: str) -> None:
 @contextmanager
 def deterministic_algorithms(device):
     from torch.utils import deterministic
+
     before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         if given.temperature:
             print(f"seed {seed}", file=sys.stderr)
     for number in range(given.num_samples):
-        pieces = writer.write(given.prompt, given.max_new_tokens, sampling, seed + number, given.stop_at_end)
+        pieces = writer.generate(given.prompt, given.max_new_tokens, sampling, seed + number, given.stop_at_end)
         print((DOCUMENT_SEPARATOR if number else "") + given.prompt, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)

@@ -29,14 +29,13 @@ def main(argv: Sequence[str]) -> int:
     add("--out-dir", type=path, metavar="DIR", help="where the tokenizer goes")
     add("--longest", type=int, default=10, metavar="N", help="longest tokens to show")
     given = parser.parse(argv)
-    settings = TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size)
-    check_text(settings)
+    check_text(TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size))
     trained = given.tokenizer in TRAINABLE_TOKENIZERS
     if trained and not given.data:
         raise UserError("--data: missing; say which text to learn from, or --tokenizer FOLDER to show a ready one")
     from mini_transformer.data.reading import ReaderConfig
     from mini_transformer.data.sources import Sources, nothing_to_learn
-    from mini_transformer.text.make import make_tokenizer, write_tokenizer
+    from mini_transformer.text.pretrained import make_tokenizer
 
     reader = ReaderConfig(given.encoding, given.text_field)
 
@@ -45,9 +44,17 @@ def main(argv: Sequence[str]) -> int:
 
     if given.data and next(pieces(), None) is None:
         raise nothing_to_learn(given.data)
-    made = make_tokenizer(settings, (piece.text for piece in pieces()), progress=sys.stderr.isatty())
+    texts = (piece.text for piece in pieces())
+    made = make_tokenizer(given.tokenizer, given.vocab_size, texts, progress=sys.stderr.isatty())
     if given.out_dir is not None:
-        write_tokenizer(made, given.out_dir)
+        if (given.out_dir / "run.json").exists():
+            raise UserError(
+                f"--out-dir: {given.out_dir} holds a run, whose tokenizer belongs to its model; take another folder"
+            )
+        try:
+            made.save(given.out_dir)
+        except OSError as error:
+            raise UserError(f"--out-dir: {given.out_dir} cannot be written ({error.strerror})") from None
         # a folder of the name of a kind must not be taken for the kind
         where = f"./{given.out_dir}" if str(given.out_dir).lower() in TRAINABLE_TOKENIZERS else given.out_dir
         print(f"The tokenizer is in {given.out_dir}: train with --tokenizer {where}")

@@ -26,7 +26,7 @@ from mini_transformer.data.tokens import Integers, TokenDocuments, TokenStream
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import log
 from mini_transformer.text.documents import Piece
-from mini_transformer.text.make import make_tokenizer, write_tokenizer
+from mini_transformer.text.pretrained import make_tokenizer
 from mini_transformer.text.tokenizer import Tokenizer
 
 MIN_BLOCK = 8
@@ -149,7 +149,7 @@ def _tokenizer(text: TextConfig, corpora: Sequence[Corpus], check: Contamination
 
     def learn() -> Tokenizer:
         texts = chain.from_iterable(_training_texts(corpus, check) for corpus in corpora)
-        return make_tokenizer(text, texts, progress=sys.stderr.isatty())
+        return make_tokenizer(text.tokenizer, text.vocab_size, texts, progress=sys.stderr.isatty())
 
     def survey(some: Iterator[Corpus]) -> None:
         for corpus in some:
@@ -174,7 +174,7 @@ def _tokenizer(text: TextConfig, corpora: Sequence[Corpus], check: Contamination
                 return Tokenizer.load(place())
         log(f"Learning the tokenizer ({text.tokenizer}) from the texts")
         tokenizer = learn()
-        write_tokenizer(tokenizer, place())
+        tokenizer.save(place())
         return tokenizer
 
 

@@ -168,7 +168,9 @@ def _make(folder: Path, corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokeniz
         with (
             open(part / TOKENS, "ab") as tokens,
             open(part / DOCUMENTS, "ab") as documents_file,
-            tqdm(total=size, unit="B", unit_scale=True, desc=str(corpus.sources), disable=not sys.stderr.isatty()) as bar,
+            tqdm(
+                total=size, unit="B", unit_scale=True, desc=str(corpus.sources), disable=not sys.stderr.isatty()
+            ) as bar,
         ):
             origins = _write(tokens, documents_file, pieces, tokenizer, done, bar)
         table = (part / DOCUMENTS).read_bytes()

@@ -1,9 +1,9 @@
-"""Bits per character: what it costs to reproduce a file with a model, over the file's characters.
+"""Bits per character: the bits that a model needs to encode a file, divided by the file's characters.
 
-The file's documents form the stream `<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...`; each token after the first
-is predicted once, the end tokens included, in windows of the block size that move by half of it, so that each
+The file's documents form the stream `<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...`. Each token after the first
+is predicted once, each `<|endoftext|>` included, in windows of the block size that move by half of it, so that each
 prediction has at least half a block of context where there is that much. Nothing is masked and nothing is skipped, so
-the figure compares between tokenizers, and with compressors.
+the figure is comparable between tokenizers, and with compressors.
 """
 
 import math
@@ -14,16 +14,15 @@ from itertools import groupby, islice
 import torch
 from torch.nn import functional as F
 
-import numpy as np
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.documents import split_documents
-from mini_transformer.text.tokenizer import Tokenizer, Tokens
+from mini_transformer.text.tokenizer import Tokenizer, Tokens, join_documents
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The measure and what it was taken on."""
+    """The likelihood of a text, and its size: characters, bytes of UTF-8, predicted tokens."""
 
     bits_per_character: float
     bits_per_byte: float
@@ -34,7 +33,10 @@ class Likelihood:
 
 
 def windows(tokens: int, block_size: int) -> Iterator[tuple[int, int, int]]:
-    """(first input, first predicted, end) of each window over a stream: inputs [first, end), targets one further."""
+    """(first, start, end) of each window over a stream of so many tokens.
+
+    The window's inputs are the tokens [first, end). It predicts the tokens [start + 1, end + 1).
+    """
     start = 0
     while start < tokens - 1:
         end = min(start + (block_size if start == 0 else block_size // 2), tokens - 1)
@@ -44,13 +46,13 @@ def windows(tokens: int, block_size: int) -> Iterator[tuple[int, int, int]]:
 
 @torch.inference_mode()
 def stream_nats(model: Decoder, stream: Tokens, batch_size: int = 16) -> float:
-    """The sum of -log p over all tokens of a stream after the first."""
+    """The negative log-likelihood, in nats, of all tokens of a stream (T,) after the first."""
     device = next(model.parameters()).device
     ids = torch.from_numpy(stream.astype("int64"))
     nats = 0.0
-    # windows of the same shape go through the model together: all but the first and the last
-    for _, alike in groupby(windows(len(ids), model.config.block_size), key=lambda w: (w[2] - w[0], w[1] - w[0])):
-        while batch := list(islice(alike, batch_size)):
+    # windows of the same shape are batched: all but the first and the last
+    for _, same_shape in groupby(windows(len(ids), model.config.block_size), key=lambda w: (w[2] - w[0], w[1] - w[0])):
+        while batch := list(islice(same_shape, batch_size)):
             inputs = torch.stack([ids[first:end] for first, _, end in batch]).to(device)
             targets = torch.stack([ids[start + 1 : end + 1] for _, start, end in batch]).to(device)
             logits = model(inputs)[:, -targets.shape[1] :].float()
@@ -60,12 +62,11 @@ def stream_nats(model: Decoder, stream: Tokens, batch_size: int = 16) -> float:
 
 
 def measure(model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the text") -> Likelihood:
-    """The likelihood of a text as it stands in its file. Raises `UserError` if it holds nothing to predict."""
+    """The likelihood of a text, exactly as in its file. Raises `UserError`, which names it, if there is no document."""
     documents = split_documents(text)
     if not documents:
         raise UserError(f"{name}: empty: there is nothing to measure")
-    eot = np.array([tokenizer.eot_id], dtype=tokenizer.dtype)
-    stream = np.concatenate([eot] + [x for d in documents for x in (tokenizer.encode(d), eot)])
+    stream = join_documents([tokenizer.encode(document) for document in documents], tokenizer.eot_id)
     nats = stream_nats(model, stream)
     size = len(text.encode("utf-8"))
     return Likelihood(

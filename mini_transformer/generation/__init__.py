@@ -1,1 +1,1 @@
-"""Writing with a trained model."""
+"""Generating text with a trained model: knows model and text, nothing of data or training."""

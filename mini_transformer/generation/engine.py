@@ -1,4 +1,4 @@
-"""Writing: a prompt goes in, tokens come out one by one, for as long as one likes.
+"""Generation: a prompt goes in, tokens come out one by one, without end.
 
 When the context is full, its last half is kept, positions start again at zero, and the cache is filled anew from it.
 """
@@ -20,7 +20,7 @@ from mini_transformer.text.tokenizer import Tokenizer
 
 
 def context_start(tokens: int, block_size: int) -> int:
-    """Where the context begins behind which the token number `tokens` is predicted, if read token by token."""
+    """The first token of the context from which the next one is predicted, after `tokens` tokens in all."""
     start = 0
     while tokens - start > block_size:
         start += block_size - block_size // 2
@@ -33,21 +33,22 @@ def generate_tokens(
     prompt: list[int],
     sampling: SamplingConfig,
     generator: torch.Generator,
-    suppressed: list[int],
+    suppress_tokens: list[int],
     use_cache: bool = True,
 ) -> Iterator[int]:
-    """Token ids that continue a prompt of one or more tokens, without end.
+    """Token ids that continue a prompt of one or more token ids, without end.
 
-    `suppressed` ids are never drawn. Without the cache, the whole context is computed for each token: the reference.
+    `suppress_tokens` are the ids that are never drawn. `generator` is on the CPU. Without the cache, the whole context
+    is computed again for each token: the reference. Raises `UserError` if there is no token to draw.
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
     tokens = list(prompt)
     cache = KVCache(model.config, 1, device, next(model.parameters()).dtype)
     start = context_start(len(tokens), block_size)
-    unread = tokens[start:]
+    unread = tokens[start:]  # not in the cache yet
     while True:
         logits_v = model(torch.tensor([unread], device=device), cache if use_cache else None)[0, -1].float().cpu()
-        logits_v[suppressed] = float("-inf")
+        logits_v[suppress_tokens] = float("-inf")
         token = sample(logits_v, sampling, generator)
         yield token
         tokens.append(token)
@@ -59,39 +60,37 @@ def generate_tokens(
 
 @dataclass(frozen=True)
 class Engine:
-    """A model with its tokenizer, ready to write."""
+    """Generates text with a model and its tokenizer; `suppress_tokens` are the ids that are never drawn."""
 
     model: Decoder
     tokenizer: Tokenizer
-    suppressed: list[int]
+    suppress_tokens: list[int]
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "Engine":
-        """From a model folder. Raises `UserError` if it is missing, incomplete or damaged."""
-        model, tokenizer, suppressed = (
-            read_model(folder, device),
-            Tokenizer.load(folder),
-            read_suppress_tokens(folder),
-        )
+        """The engine of a model folder. Raises `UserError` if it is missing, incomplete or damaged."""
+        model, tokenizer = read_model(folder, device), Tokenizer.load(folder)
+        suppress_tokens = read_suppress_tokens(folder)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
                 f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
                 f"{CONFIG} says {model.config.vocab_size}: they do not belong together"
             )
-        padding = range(tokenizer.vocab_size, model.config.vocab_size)
-        return cls(model, tokenizer, [i for i in suppressed if i < model.config.vocab_size] + list(padding))
+        padding = range(tokenizer.vocab_size, model.config.vocab_size)  # ids of the model that are no tokens
+        return cls(model, tokenizer, [i for i in suppress_tokens if i < model.config.vocab_size] + list(padding))
 
-    def write(
+    def generate(
         self, prompt: str, max_new_tokens: int, sampling: SamplingConfig, seed: int, stop_at_end: bool = False
     ) -> Iterator[str]:
-        """The text that continues a prompt (which may be empty), piece by piece, the prompt itself not included.
+        """The text that continues a prompt, which may be empty: piece by piece, without the prompt itself.
 
-        Where the model ends a document, the text stops if asked to, else two blank lines follow and then the next one.
+        Where the model ends a document, the text stops if `stop_at_end`, else two blank lines follow and the next one.
+        The same seed gives the same text. Raises `UserError` for a prompt that is not valid Unicode.
         """
         eot_id = self.tokenizer.eot_id
         ids = [eot_id, *self.tokenizer.encode(prompt).tolist()]
         generator = torch.Generator().manual_seed(seed)
-        tokens: Iterator[int] = generate_tokens(self.model, ids, sampling, generator, self.suppressed)
+        tokens: Iterator[int] = generate_tokens(self.model, ids, sampling, generator, self.suppress_tokens)
         tokens = islice(tokens, max_new_tokens)
         if stop_at_end:
             tokens = takewhile(lambda token: token != eot_id, tokens)

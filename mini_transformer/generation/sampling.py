@@ -22,7 +22,7 @@ class SamplingConfig:
 
 
 def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
-    """Draw one token id from logits (V,) on the CPU. Raises `UserError` if there is none to draw."""
+    """Draw one token id from logits (V,) on the CPU. Raises `UserError` if no token has a probability."""
     if not torch.isfinite(logits_v.max()):  # NaN, or every token suppressed
         raise UserError("the model gives no token a probability: its weights are damaged, or all tokens are suppressed")
     if sampling.temperature == 0:
@@ -33,6 +33,6 @@ def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generato
         scores, ids = scores[: sampling.top_k], ids[: sampling.top_k]
     probabilities = scores.softmax(-1)
     if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities  # of all likelier tokens: the first always stays
+        before = probabilities.cumsum(-1) - probabilities  # sum over all likelier tokens: the first one always stays
         probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

@@ -15,7 +15,7 @@ from mini_transformer.model.rotary import rotary_table
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in float32 (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    """x / rms(x) * weight, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467); keeps the shape."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then experts, each behind a norm and added to the residual stream."""
+    """One layer, (B, T, C) to (B, T, C): attention, then experts, each after a norm and added to the stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids (B, T) to logits (B, T, V)."""
+    """The whole model: token ids (B, T) to logits (B, T, V)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -59,17 +59,17 @@ class Decoder(nn.Module):
         self.initialise()
 
     def compute_rotary(self) -> None:
-        """Fill the tables of the rotary positions; they are not among the weights."""
+        """Fill the tables of the rotary positions, which are no weights: a model made on the meta device lacks them."""
         cos, sin = rotary_table(self.config.rope, self.config.head_dim, self.config.block_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """All initial values: normal with the deviation 0.02 for matrices, sinks and router; ones for norms; else zero.
+        """All initial values: normal with standard deviation 0.02 for matrices and sinks, 1 for norms, 0 for biases.
 
-        The two projections into the residual stream are smaller by sqrt(2 * n_layer), as in GPT-2, so that the stream
-        does not grow with depth.
+        The two projections into the residual stream get 0.02 / sqrt(2 * n_layer), as in GPT-2, so that the stream does
+        not grow with depth.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -82,7 +82,10 @@ class Decoder(nn.Module):
                 parameter.normal_(std=0.02)
 
     def forward(self, ids_bt: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V). With a cache, `ids_bt` are the tokens behind those that it holds, and it takes them in."""
+        """Logits (B, T, V). With a cache, `ids_bt` are the tokens after those that it holds, and are added to it.
+
+        Raises `ValueError` if these are more tokens than the block size in all.
+        """
         start = cache.length if cache is not None else 0
         end = start + ids_bt.shape[1]
         if end > self.config.block_size:
@@ -97,8 +100,8 @@ class Decoder(nn.Module):
         return logits
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Total parameters, and those that work on any one token (the chosen experts only)."""
+        """Total parameters, and those active for each token (the chosen experts only)."""
         total = sum(p.numel() for p in self.parameters())
         experts = sum(p.numel() for name, p in self.named_parameters() if ".experts." in name)
-        idle = experts * (self.config.n_experts - self.config.experts_per_token) // self.config.n_experts
-        return total, total - idle
+        inactive = experts * (self.config.n_experts - self.config.experts_per_token) // self.config.n_experts
+        return total, total - inactive

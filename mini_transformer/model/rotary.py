@@ -1,7 +1,7 @@
 """Rotary position embeddings (Su et al. 2021, arXiv 2104.09864), plain and YaRN (Peng et al. 2023, arXiv 2309.00071).
 
-Axes: T tokens, D head size. The two halves of a head are rotated against each other (not neighbouring pairs), as in
-GPT-OSS and Llama.
+Axes: B batch, H heads, T tokens, D head size. Element i of a head is rotated with element i + D/2 (not with its
+neighbour), as in GPT-OSS and Llama.
 """
 
 import math
@@ -13,12 +13,11 @@ from mini_transformer.config import RopeConfig
 
 
 def _yarn_ramp(rope: RopeConfig, head_dim: int) -> Tensor:
-    """How much of each frequency (D/2) is interpolated: 0 keeps it (fast ones), 1 divides it by the factor."""
+    """How far each frequency (D/2) is interpolated: 0 keeps it (high frequencies), 1 divides it by the factor."""
 
     def dimension(rotations: float) -> float:
-        # the (fractional) index of the frequency that makes this many turns within the original context
-        turns = math.log(rope.original_context / (rotations * 2 * math.pi))
-        return head_dim * turns / (2 * math.log(rope.theta))
+        # the fractional index of the frequency that rotates this many times within the original context
+        return head_dim * math.log(rope.original_context / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
@@ -30,7 +29,7 @@ def _yarn_ramp(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def rotary_table(rope: RopeConfig, head_dim: int, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (T, D/2) in float32, for positions 0 to `positions` - 1."""
+    """Cosines and sines of the positions 0 to `positions` - 1, each (T, D/2) in float32."""
     frequency = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     scale = 1.0
     if rope.kind == "yarn" and rope.factor != 1.0:
@@ -42,7 +41,7 @@ def rotary_table(rope: RopeConfig, head_dim: int, positions: int) -> tuple[Tenso
 
 
 def rotate(x_bhtd: Tensor, cos_td: Tensor, sin_td: Tensor) -> Tensor:
-    """Turn queries or keys (B, H, T, D) to their positions; the tables are (T, D/2)."""
+    """Rotate queries or keys (B, H, T, D) by the angles of their positions; the tables are (T, D/2)."""
     first, second = x_bhtd.chunk(2, dim=-1)
     cos, sin = cos_td.to(x_bhtd.dtype), sin_td.to(x_bhtd.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,1 +1,1 @@
-"""Text and tokens: knows nothing of models or training."""
+"""Documents and tokens: knows nothing of data, models or training."""

@@ -1,7 +1,7 @@
-"""The vocabulary and the fast path of the character tokenizer.
+"""The vocabulary of the character tokenizer, and its fast path.
 
-Its merges do nothing but build the characters of the training texts out of their UTF-8 bytes, so that a character is
-one token, and encoding is a look-up in a table.
+Its merges only build the characters of the training texts out of their UTF-8 bytes, so that a character is one token
+and encoding is a look-up in a table.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,13 +14,13 @@ CHUNK = 1 << 16  # characters that are looked up at once: what stays in a core's
 
 
 class Alphabet:
-    """The distinct characters of texts that are seen one by one."""
+    """The distinct characters of texts that come one by one."""
 
     def __init__(self) -> None:
         self._seen = np.zeros(CODE_POINTS, dtype=bool)
 
     def add(self, text: str) -> None:
-        """Take note of a text's characters (it must hold no lone surrogate)."""
+        """Add the characters of a text, which must hold no lone surrogate."""
         for start in range(0, len(text), CHUNK):
             self._seen[np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), dtype=np.uint32)] = True
 
@@ -29,49 +29,49 @@ class Alphabet:
         return "".join(map(chr, np.flatnonzero(self._seen).tolist()))
 
 
-def vocabulary(
-    characters: Iterable[str], end: str, byte_symbols: Sequence[str]
+def character_vocabulary(
+    characters: Iterable[str], eot_token: str, byte_symbols: Sequence[str]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids and merges: the end token, the 256 bytes, then the longer pieces of the sorted characters."""
-    ids = {end: 0} | {symbol: byte + 1 for byte, symbol in enumerate(byte_symbols)}
+    """Vocabulary and merges. Token ids: the EOT token, the 256 bytes, then the merges of the sorted characters."""
+    vocabulary = {eot_token: 0} | {symbol: byte + 1 for byte, symbol in enumerate(byte_symbols)}
     merges: list[tuple[str, str]] = []
     for character in sorted(characters):
         symbols = [byte_symbols[byte] for byte in character.encode("utf-8")]
-        piece = symbols[0]
+        prefix = symbols[0]
         for symbol in symbols[1:]:
-            if piece + symbol not in ids:
-                ids[piece + symbol] = len(ids)
-                merges.append((piece, symbol))
-            piece += symbol
-    return ids, merges
+            if prefix + symbol not in vocabulary:
+                vocabulary[prefix + symbol] = len(vocabulary)
+                merges.append((prefix, symbol))
+            prefix += symbol
+    return vocabulary, merges
 
 
 class CharacterTable:
-    """Encoding by table look-up: merges of a character tokenizer never cross from one character to the next."""
+    """Encoding by table look-up: the merges of a character tokenizer never cross from one character to the next."""
 
     def __init__(
-        self, ids: dict[int, int], dtype: type[np.unsignedinteger], pieces: Callable[[str], list[int]]
+        self, ids: dict[int, int], dtype: type[np.unsignedinteger], fallback: Callable[[str], list[int]]
     ) -> None:
-        """`ids`: the id of each known code point, all below the largest number of `dtype`.
+        """`ids`: the token id of each known code point, all below the largest number of `dtype`.
 
-        `pieces` gives the ids of a character that has none of its own.
+        `fallback` gives the token ids of a character that has none of its own.
         """
         self._unknown = np.iinfo(dtype).max
         self._table = np.full(CODE_POINTS, self._unknown, dtype=dtype)
         self._table[list(ids)] = list(ids.values())
-        self._pieces = pieces
+        self._fallback = fallback
 
     @classmethod
-    def of(
-        cls, tokens: Sequence[bytes], dtype: type[np.unsignedinteger], pieces: Callable[[str], list[int]]
+    def from_tokens(
+        cls, tokens: Sequence[bytes], dtype: type[np.unsignedinteger], fallback: Callable[[str], list[int]]
     ) -> "CharacterTable | None":
-        """The table of a vocabulary, or None if it has tokens of more than one character."""
+        """The table of a vocabulary, given the bytes of each token; None if a token has more than one character."""
         ids = {}
         for i, token in enumerate(tokens):
             try:
                 text = token.decode("utf-8")
             except UnicodeDecodeError as error:
-                # part of a character: bytes that end before they should
+                # a part of a character is fine: one byte, or the beginning of a longer sequence
                 if len(token) > 1 and not (error.start == 0 and "unexpected end" in error.reason):
                     return None
                 continue
@@ -79,30 +79,30 @@ class CharacterTable:
                 return None
             if text:
                 ids[ord(text)] = i
-        return cls(ids, dtype, pieces) if len(tokens) <= np.iinfo(dtype).max else None
+        return cls(ids, dtype, fallback) if len(tokens) <= np.iinfo(dtype).max else None
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        """The ids of a text. Raises `UnicodeEncodeError` for a lone surrogate."""
+        """The token ids (T,) of a text. Raises `UnicodeEncodeError` for a lone surrogate."""
         out = np.empty_like(self._table, shape=len(text))
-        strange = []  # starts of the chunks with unknown characters
+        incomplete = []  # starts of the chunks with unknown characters
         for start in range(0, len(text), CHUNK):
             points = np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), dtype=np.uint32)
             chunk = out[start : start + CHUNK]
-            np.take(self._table, points, out=chunk, mode="clip")  # no code point is outside: clip is merely quicker
+            np.take(self._table, points, out=chunk, mode="clip")  # no code point is outside: clip is merely faster
             if chunk.max() == self._unknown:
-                strange.append(start)
-        if not strange:
+                incomplete.append(start)
+        if not incomplete:
             return out
         parts, done = [], 0
-        for start in strange:
-            parts += [out[done:start], self._with_pieces(text[start : start + CHUNK], out[start : start + CHUNK])]
+        for start in incomplete:
+            parts += [out[done:start], self._fill_in(text[start : start + CHUNK], out[start : start + CHUNK])]
             done = start + CHUNK
         return np.concatenate([*parts, out[done:]])
 
-    def _with_pieces(self, text: str, ids: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        """The ids of a chunk, its unknown characters replaced by the ids of their pieces."""
+    def _fill_in(self, text: str, ids: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
+        """The token ids of a chunk, with those of the fallback in place of unknown characters."""
         unknown = np.flatnonzero(ids == self._unknown)
-        pieces = {character: self._pieces(character) for character in {text[i] for i in unknown}}
+        pieces = {character: self._fallback(character) for character in {text[i] for i in unknown}}
         found = [pieces[text[i]] for i in unknown]
         lengths = np.ones(len(ids), dtype=np.int64)
         lengths[unknown] = [len(piece) for piece in found]

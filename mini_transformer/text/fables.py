@@ -1,17 +1,19 @@
 """The fables that come with the package: original, in French verse, written for this project, CC0.
 
-`corpus/fables.txt` is the text, `corpus/fables.tsv` tells of each its protagonists, form and moral,
-`corpus/validation.txt` lists the tenth of them that is kept for validation, for ever the same.
+`corpus/fables.txt` is the text, `corpus/fables.tsv` lists the protagonists, form and moral of each,
+`corpus/validation.txt` the tenth of them that is always kept for validation.
 """
 
 import unicodedata
 from dataclasses import dataclass
 from importlib import resources
 
+from mini_transformer.text.documents import DOCUMENT_SEPARATOR
+
 
 @dataclass(frozen=True)
 class Fable:
-    """One fable: `text` begins with its title, as it stands in the corpus."""
+    """One fable; `text` is all of it, exactly as in the corpus, its title included."""
 
     title: str
     text: str
@@ -27,23 +29,23 @@ def _read(name: str) -> str:
 
 def load_fables() -> list[Fable]:
     """All fables, in the order of the corpus."""
-    about = {title: rest for title, *rest in (line.split("\t") for line in _read("fables.tsv").splitlines())}
+    metadata = {title: rest for title, *rest in (line.split("\t") for line in _read("fables.tsv").splitlines())}
     validation = set(_read("validation.txt").splitlines())
     fables = []
-    for text in _read("fables.txt").strip("\n").split("\n\n\n"):
+    for text in _read("fables.txt").strip("\n").split(DOCUMENT_SEPARATOR):
         title = text.split("\n")[0]
-        protagonists, form, moral = about[title]
+        protagonists, form, moral = metadata[title]
         fables.append(Fable(title, text, tuple(protagonists.split(", ")), form, moral, title in validation))
     return fables
 
 
 def join_fables(fables: list[Fable]) -> str:
     """Fables as the text of one file, two blank lines between them."""
-    return "\n\n\n".join(fable.text for fable in fables) + "\n"
+    return DOCUMENT_SEPARATOR.join(fable.text for fable in fables) + "\n"
 
 
 def find_fables(fables: list[Fable], words: str) -> list[Fable]:
-    """The fables whose title, or else whose protagonists, hold some words; case and accents do not matter."""
+    """The fables with some words in their title, or else in their protagonists, ignoring case and accents."""
 
     def plain(text: str) -> str:
         parts = unicodedata.normalize("NFD", text.lower().replace("œ", "oe"))

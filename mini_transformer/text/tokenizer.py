@@ -1,8 +1,8 @@
 """Text to token ids and back: byte-level BPE in one `tokenizer.json` (Hugging Face `tokenizers`).
 
-The character tokenizer is the BPE whose merges do nothing but build the characters of the training texts out of their
-UTF-8 bytes: a character is one token, and one never seen falls back to pieces of its bytes, so that any text goes
-through and comes back unchanged. Being an ordinary BPE, it is read alike by `transformers` and llama.cpp.
+The character tokenizer is the BPE whose merges only build the characters of the training texts out of their UTF-8
+bytes: a character is one token, and an unknown one falls back to pieces of its bytes, so that any text round-trips.
+Being an ordinary byte-level BPE, it is read the same way by `transformers` and llama.cpp.
 """
 
 import codecs
@@ -17,15 +17,15 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
-from mini_transformer.text.char import Alphabet, CharacterTable, vocabulary
+from mini_transformer.text.char import Alphabet, CharacterTable, character_vocabulary
 
-Tokens = NDArray[np.unsignedinteger]  # uint16 where the vocabulary allows it, else uint32
+Tokens = NDArray[np.unsignedinteger]  # uint16 if the vocabulary fits, else uint32
 
 EOT_TOKEN = "<|endoftext|>"
-FILE = "tokenizer.json"
-# How GPT-4o and GPT-OSS (o200k) part text before merging; llama.cpp knows it as "gpt-4o". Characters are never parted,
-# so it changes nothing for the character tokenizer but keeps pieces short.
-SPLIT = "|".join(
+TOKENIZER_FILE = "tokenizer.json"
+# The pre-tokenizer of GPT-4o and GPT-OSS (o200k): how text is split before merging; llama.cpp knows it as "gpt-4o".
+# It never splits a character, so for the character tokenizer it changes nothing but how long the words to merge are.
+PRE_TOKENIZER_PATTERN = "|".join(
     (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
@@ -39,12 +39,8 @@ SPLIT = "|".join(
 
 
 def _byte_symbols() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in a byte-level BPE (GPT-2's table)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    """The printable character that represents each of the 256 bytes in a byte-level BPE (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # ! to ~, ¡ to ¬, ® to ÿ
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
@@ -53,8 +49,8 @@ BYTE_SYMBOLS = _byte_symbols()
 SYMBOL_BYTES = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
 
-def check_text(text: str) -> str:
-    """The text, or a `UserError` if it holds half of a surrogate pair, which no UTF-8 file can."""
+def check_unicode(text: str) -> str:
+    """The text itself. Raises `UserError` if it holds a lone surrogate, which no UTF-8 file can."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -66,11 +62,11 @@ def check_text(text: str) -> str:
 
 
 def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    """A tokenizer of our own kind around a vocabulary with its merges."""
+    """Our pre-tokenizer, decoder and special token around a byte-level BPE, whose token 0 is `<|endoftext|>`."""
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZER_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -81,21 +77,27 @@ def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
-    """A document begins behind an end token, in training and in anyone's prompt."""
+    """Let other programs start their prompts as documents start in training: after `<|endoftext|>`."""
     backend.post_processor = processors.TemplateProcessing(
         single=f"{EOT_TOKEN} $A", special_tokens=[(EOT_TOKEN, eot_id)]
     )
 
 
+def join_documents(documents: Sequence[Tokens], eot_id: int) -> Tokens:
+    """The stream `<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of some documents."""
+    eot = np.array([eot_id], dtype=documents[0].dtype if documents else np.uint32)
+    return np.concatenate([eot] + [part for document in documents for part in (document, eot)])
+
+
 class Tokenizer:
-    """One tokenizer and its `tokenizer.json`."""
+    """Encodes and decodes with the tokenizer of one `tokenizer.json`."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Raises `UserError` if the tokenizer has no `<|endoftext|>` or is not byte-level BPE."""
-        end = backend.token_to_id(EOT_TOKEN)
-        if end is None:
-            raise UserError(f"{FILE}: the tokenizer has no {EOT_TOKEN} token")
-        self.eot_id: int = end
+        eot_id = backend.token_to_id(EOT_TOKEN)
+        if eot_id is None:
+            raise UserError(f"{TOKENIZER_FILE}: the tokenizer has no {EOT_TOKEN} token")
+        self.eot_id: int = eot_id
         self.backend = backend
         self.backend.encode_special_tokens = True  # a literal <|endoftext|> in a text is text
         self.backend.no_truncation()
@@ -103,36 +105,36 @@ class Tokenizer:
         self.vocab_size: int = max(backend.get_vocab().values()) + 1
         self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         self._bytes = self._token_bytes()
-        self._characters = CharacterTable.of(self._bytes, self.dtype, self._encode_slowly)
+        self._characters = CharacterTable.from_tokens(self._bytes, self.dtype, self._encode_with_library)
 
     @classmethod
     def from_characters(cls, texts: Iterable[str]) -> "Tokenizer":
-        """The character tokenizer of some texts. Ids: the end token, the 256 bytes, then longer pieces, sorted."""
+        """The character tokenizer of some texts. Token ids: `<|endoftext|>`, the 256 bytes, then the merges."""
         alphabet = Alphabet()
         for text in texts:
-            alphabet.add(check_text(text))
-        ids, merges = vocabulary(alphabet.characters(), EOT_TOKEN, BYTE_SYMBOLS)
-        return cls(byte_level(models.BPE(vocab=ids, merges=merges)))
+            alphabet.add(check_unicode(text))
+        vocabulary, merges = character_vocabulary(alphabet.characters(), EOT_TOKEN, BYTE_SYMBOLS)
+        return cls(byte_level(models.BPE(vocab=vocabulary, merges=merges)))
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> "Tokenizer":
-        """Byte-level BPE as GPT has it, learnt from some texts. Ids: the end token, the 256 bytes, then the merges.
+        """Byte-level BPE trained on some texts. Token ids: `<|endoftext|>`, the 256 bytes, then the merges.
 
-        The vocabulary is smaller than asked for where the texts have no more pairs to merge.
+        The vocabulary is smaller than `vocab_size` if the texts have no more pairs to merge.
         """
         backend = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
         )
-        backend.train_from_iterator(map(check_text, texts), trainer)
+        backend.train_from_iterator(map(check_unicode, texts), trainer)
         return cls(backend)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder. Raises `UserError` if it is missing or damaged."""
-        path = folder / FILE
+        path = folder / TOKENIZER_FILE
         if not path.is_file():
-            raise UserError(f"{folder}: {FILE} is missing: no whole model stands here")
+            raise UserError(f"{folder}: {TOKENIZER_FILE} is missing: there is no whole model here")
         return cls.from_json(path.read_bytes(), str(path))
 
     @classmethod
@@ -142,16 +144,12 @@ class Tokenizer:
             return cls(tokenizers.Tokenizer.from_buffer(content))
         except UserError:
             raise
-        except Exception as error:  # the library raises nothing more exact
+        except Exception as error:  # the library raises nothing more specific
             raise UserError(f"{where}: damaged or not a tokenizer ({error})") from None
-
-    def to_json(self) -> str:
-        """The content of `tokenizer.json`."""
-        return self.backend.to_str(pretty=True)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the tokenizer does."""
+        """SHA-256 of everything that decides the tokens, in hexadecimal."""
         return hashlib.sha256(self.backend.to_str().encode("utf-8")).hexdigest()
 
     @property
@@ -159,10 +157,16 @@ class Tokenizer:
         """Whether every token is a character or a part of one."""
         return self._characters is not None
 
-    def save(self, folder: Path, block_size: int) -> None:
-        """Write `tokenizer.json` and, for `transformers`, `tokenizer_config.json`."""
-        with replacing(folder / FILE) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
+    def save(self, folder: Path, block_size: int | None = None) -> None:
+        """Write `tokenizer.json` into a folder, which may be new, and for a model also `tokenizer_config.json`.
+
+        `block_size`: the model's context, which `transformers` reads there. Raises `OSError` if it cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / TOKENIZER_FILE) as temporary:
+            temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        if block_size is None:
+            return
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": EOT_TOKEN,
@@ -174,53 +178,53 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", settings)
 
     def encode(self, text: str) -> Tokens:
-        """Token ids of a text; nothing is added to it. Raises `UserError` for a lone surrogate."""
+        """Token ids (T,) of a text, without special tokens. Raises `UserError` for a lone surrogate."""
         if self._characters is None:
-            return np.array(self._encode_slowly(check_text(text)), dtype=self.dtype)
+            return np.array(self._encode_with_library(check_unicode(text)), dtype=self.dtype)
         try:
             return self._characters.encode(text)
         except UnicodeEncodeError:
-            check_text(text)
+            check_unicode(text)
             raise
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         """`encode` of several texts, on all cores where the library does the work."""
         if self._characters is not None:
             return [self.encode(text) for text in texts]
-        found = self.backend.encode_batch_fast([check_text(text) for text in texts], add_special_tokens=False)
+        found = self.backend.encode_batch_fast([check_unicode(text) for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in found]
 
-    def _encode_slowly(self, text: str) -> list[int]:
+    def _encode_with_library(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; bytes that make no character become U+FFFD."""
+        """The text of token ids, without special tokens; bytes that are not valid UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of token ids."""
+        """The bytes of token ids, without special tokens."""
         return b"".join(self._bytes[i] for i in ids)
 
-    def decode_stream(self, ids: Iterable[int], border: str) -> Iterator[str]:
-        """The text of token ids as they come, in pieces of whole characters; `border` stands for the end token."""
+    def decode_stream(self, ids: Iterable[int], separator: str) -> Iterator[str]:
+        """The text of token ids as they come, in pieces of whole characters, with `separator` for `<|endoftext|>`."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for i in ids:
-            piece = decoder.decode(self._bytes[i], final=i == self.eot_id) + (border if i == self.eot_id else "")
+            piece = decoder.decode(self._bytes[i], final=i == self.eot_id) + (separator if i == self.eot_id else "")
             if piece:
                 yield piece
         if piece := decoder.decode(b"", final=True):
             yield piece
 
     def _token_bytes(self) -> list[bytes]:
-        """The bytes of each token; none for the end token and other special ones."""
+        """The bytes of each token; none for special tokens."""
         added = self.backend.get_added_tokens_decoder()
         tokens = []
         for i in range(self.vocab_size):
-            if i in added:  # what is added is written as it stands
+            if i in added:  # added tokens hold text, not byte symbols
                 tokens.append(b"" if added[i].special else added[i].content.encode("utf-8"))
                 continue
             symbols = self.backend.id_to_token(i) or ""
             if not all(symbol in SYMBOL_BYTES for symbol in symbols):
-                raise UserError(f"{FILE}: token {i} ({symbols!r}) is not made of bytes: not a byte-level tokenizer")
+                raise UserError(f"{TOKENIZER_FILE}: token {i} ({symbols!r}) is not bytes; expected byte-level BPE")
             tokens.append(bytes(SYMBOL_BYTES[symbol] for symbol in symbols))
         return tokens

@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> None:
         log(f"Note: not the same bit for bit as without the interruption: {changed}")
     _log_data(config, data, device, precision)
 
-    with _stop_on_signal() as stop, _machine_errors(config, device):
+    with stop_on_signal() as stop, _machine_errors(config, device):
         torch.manual_seed(config.run.seed)
         model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
         total, active = model.parameter_counts()
@@ -88,7 +88,7 @@ def _changes(there: Any, here: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
+def stop_on_signal() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
 

@@ -227,7 +227,7 @@ class Trainer:
         pieces = []
         with averaged_weights(self.model):
             engine = Engine(self.model, self.data.tokenizer, self.data.suppress_tokens)
-            for piece in engine.write("", tokens, SamplingConfig(), seed=self.config.run.seed):
+            for piece in engine.generate("", tokens, SamplingConfig(), seed=self.config.run.seed):
                 self.check_stop()
                 pieces.append(piece)
         return "".join(pieces)

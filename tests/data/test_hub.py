@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mini_transformer.text.make import write_tokenizer
 from mini_transformer.text.tokenizer import Tokenizer
 from tests.conftest import FABLES, ROOT
 from tests.hub import serve_hub
@@ -68,7 +67,7 @@ def test_a_dataset_by_name_is_fetched_once_and_again_when_it_changes(tmp_path: P
 
 
 def test_a_tokenizer_by_name_is_downloaded_once(tmp_path: Path) -> None:
-    write_tokenizer(Tokenizer.train_bpe(TEXTS[:20], 400), tmp_path / "hub" / "models" / "someone" / "bpe")
+    Tokenizer.train_bpe(TEXTS[:20], 400).save(tmp_path / "hub" / "models" / "someone" / "bpe")
     (tmp_path / "hub" / "models" / "someone" / "empty").mkdir()
     (tmp_path / "hub" / "models" / "someone" / "empty" / "README.md").write_text("nothing")
     with serve_hub(tmp_path / "hub") as hub:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mini_transformer.commands.train import sources, train_config
-from mini_transformer.errors import UserError
 from mini_transformer.data.prepare import prepare_data
+from mini_transformer.errors import UserError
 from tests.conftest import FABLES
 
 Call = Callable[..., tuple[int, str, str]]

@@ -261,10 +261,8 @@ def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
 
 def ready(tmp_path: Path) -> Path:
     """A tokenizer that is quick to make and slow to use."""
-    from mini_transformer.text.make import write_tokenizer
-    from mini_transformer.text.tokenizer import Tokenizer
 
-    write_tokenizer(Tokenizer.train_bpe([TEXT[:20000]], 300), tmp_path / "bpe")
+    Tokenizer.train_bpe([TEXT[:20000]], 300).save(tmp_path / "bpe")
     return tmp_path / "bpe"
 
 

@@ -46,7 +46,7 @@ def test_an_untrained_model_costs_about_the_logarithm_of_its_vocabulary() -> Non
     result = measure(model, tokenizer, text)
     assert result.characters == 29
     assert result.bytes == 29 + 5
-    assert result.tokens == 28  # 16 + 10 characters and two end tokens
+    assert result.tokens == 28  # 16 + 10 characters and two EOT tokens
     bits = 28 * math.log2(tokenizer.vocab_size)
     assert result.bits_per_character == pytest.approx(bits / 29)
     assert result.bits_per_byte == pytest.approx(bits / 34)

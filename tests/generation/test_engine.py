@@ -28,7 +28,7 @@ def tokens(model: Decoder, prompt: list[int], count: int, **settings: object) ->
         prompt,
         sampling,  # type: ignore[arg-type]
         torch.Generator().manual_seed(5),
-        settings.pop("suppressed", []),  # type: ignore[arg-type]
+        settings.pop("suppress_tokens", []),  # type: ignore[arg-type]
         **settings,  # type: ignore[arg-type]
     )
     return list(islice(stream, count))
@@ -57,32 +57,34 @@ def test_a_full_context_keeps_its_last_half(block: int) -> None:
         assert count <= block or count - start > block // 2
 
 
-def test_suppressed_tokens_are_never_written(model: Decoder) -> None:
+def test_suppressed_tokens_are_never_generated(model: Decoder) -> None:
     free = set(tokens(model, [1], 200))
-    suppressed = sorted(free)[: len(free) // 2]
-    assert not set(tokens(model, [1], 200, suppressed=suppressed)) & set(suppressed)
+    suppress_tokens = sorted(free)[: len(free) // 2]
+    assert not set(tokens(model, [1], 200, suppress_tokens=suppress_tokens)) & set(suppress_tokens)
 
 
-def test_writing_repeats_with_its_seed_and_only_then(trained: Path) -> None:
-    writer = Engine.load(trained, torch.device("cpu"))
-    texts = ["".join(writer.write("Un renard", 80, SamplingConfig(), seed)) for seed in (1, 1, 2)]
+def test_a_text_repeats_with_its_seed_and_only_then(trained: Path) -> None:
+    engine = Engine.load(trained, torch.device("cpu"))
+    texts = ["".join(engine.generate("Un renard", 80, SamplingConfig(), seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0]) >= 80
 
 
-def test_an_end_is_a_border_or_stops_the_text(trained: Path) -> None:
-    writer = Engine.load(trained, torch.device("cpu"))
-    end = writer.tokenizer.eot_id
-    everything_else = [i for i in range(writer.tokenizer.vocab_size) if i not in (end, *writer.tokenizer.encode("ab"))]
-    writer = Engine(writer.model, writer.tokenizer, everything_else)
-    text = "".join(writer.write("", 60, SamplingConfig(5.0), seed=3))
+def test_the_eot_token_is_a_separator_or_stops_the_text(trained: Path) -> None:
+    engine = Engine.load(trained, torch.device("cpu"))
+    eot_id = engine.tokenizer.eot_id
+    everything_else = [
+        i for i in range(engine.tokenizer.vocab_size) if i not in (eot_id, *engine.tokenizer.encode("ab"))
+    ]
+    engine = Engine(engine.model, engine.tokenizer, everything_else)
+    text = "".join(engine.generate("", 60, SamplingConfig(5.0), seed=3))
     documents = text.split(DOCUMENT_SEPARATOR)
     assert len(documents) > 2
     assert set(text) == {"a", "b", "\n"}
-    assert "".join(writer.write("", 60, SamplingConfig(5.0), seed=3, stop_at_end=True)) == documents[0]
+    assert "".join(engine.generate("", 60, SamplingConfig(5.0), seed=3, stop_at_end=True)) == documents[0]
 
 
-def test_only_what_the_training_text_holds_is_written(trained: Path, fables: Path) -> None:
-    writer = Engine.load(trained, torch.device("cpu"))
-    text = "".join(writer.write("日本", 300, SamplingConfig(3.0), seed=4))
+def test_only_what_the_training_text_holds_is_generated(trained: Path, fables: Path) -> None:
+    engine = Engine.load(trained, torch.device("cpu"))
+    text = "".join(engine.generate("日本", 300, SamplingConfig(3.0), seed=4))
     assert set(text) <= set(fables.read_text(encoding="utf-8"))

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from mini_transformer.generation.engine import generate_tokens
 from mini_transformer.generation.sampling import SamplingConfig
-from mini_transformer.model.attention import sdpa_reference
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import read_model
+from mini_transformer.model.sdpa import sdpa_reference
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["a_moe_alternating", "b_dense_full_tied", "c_yarn_top1_mqa"]

@@ -49,11 +49,11 @@ def test_gradients_are_the_same_each_time_with_two_threads() -> None:
     assert len(seen) == 1
 
 
-def test_taking_rows_has_the_right_gradient() -> None:
+def test_gathering_rows_has_the_right_gradient() -> None:
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     slots = torch.tensor([4, 0, 5, 1, 2, 3])  # two copies of each row, shuffled
-    place = slots.argsort()
-    assert torch.autograd.gradcheck(lambda x: GatherRows.apply(x, slots // 2, place, 2), (x,))
+    inverse = slots.argsort()
+    assert torch.autograd.gradcheck(lambda x: GatherRows.apply(x, slots // 2, inverse, 2), (x,))
 
 
 def test_swiglu_is_clamped() -> None:
@@ -72,9 +72,9 @@ def test_router_weighs_the_chosen_and_counts_them_in_training_only() -> None:
     logits = x @ router.weight.T + router.bias
     torch.testing.assert_close(weights, logits.gather(1, chosen).softmax(-1))
     assert (logits.topk(2).indices.sort().values == chosen.sort().values).all()
-    assert router.load is not None
-    assert router.load.tolist() == chosen.flatten().bincount(minlength=4).tolist()
+    assert router.tokens_per_expert is not None
+    assert router.tokens_per_expert.tolist() == chosen.flatten().bincount(minlength=4).tolist()
     router(x)
-    assert router.load.sum() == 120
+    assert router.tokens_per_expert.sum() == 120
     router.eval()(x)
-    assert router.load.sum() == 120
+    assert router.tokens_per_expert.sum() == 120

@@ -18,7 +18,14 @@ from mini_transformer.errors import UserError
 from mini_transformer.evaluation.likelihood import measure
 from mini_transformer.generation.engine import Engine, generate_tokens
 from mini_transformer.generation.sampling import SamplingConfig
-from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS, from_json, read_model, read_suppress_tokens
+from mini_transformer.model.pretrained import (
+    CONFIG,
+    GENERATION,
+    WEIGHTS,
+    config_from_json,
+    read_model,
+    read_suppress_tokens,
+)
 from mini_transformer.text.tokenizer import EOT_TOKEN
 from tests.conftest import FABLES
 
@@ -64,12 +71,12 @@ def test_tokens_equal_those_of_transformers(trained: Path) -> None:
 def test_greedy_text_equals_that_of_transformers(folder: Path) -> None:
     there = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    writer = Engine.load(folder, CPU)
+    engine = Engine.load(folder, CPU)
     prompt = tokenizer("Un renard", return_tensors="pt")
-    count = writer.model.config.block_size - prompt.input_ids.shape[1]
+    count = engine.model.config.block_size - prompt.input_ids.shape[1]
     expected = there.generate(**prompt, do_sample=False, max_new_tokens=count, eos_token_id=[])[0].tolist()
     ids = expected[: prompt.input_ids.shape[1]]
-    tokens = generate_tokens(writer.model, ids, SamplingConfig(0), torch.Generator(), writer.suppressed)
+    tokens = generate_tokens(engine.model, ids, SamplingConfig(0), torch.Generator(), engine.suppress_tokens)
     assert [*ids, *(next(tokens) for _ in range(count))] == expected
 
 
@@ -83,7 +90,7 @@ def judge(folder: Path, text: str) -> float:
         ids += [*tokenizer(document, add_special_tokens=False).input_ids, end]
     block, last = model.config.max_position_embeddings, len(ids) - 1
     nats, start = 0.0, 0
-    while start < last:  # predict the tokens start + 1 to end, behind at most a block of context
+    while start < last:  # predict the tokens start + 1 to end, after at most a block of context
         end = min(start + (block if start == 0 else block // 2), last)
         first = max(0, end - block)
         with torch.no_grad():
@@ -96,8 +103,8 @@ def judge(folder: Path, text: str) -> float:
 
 def test_likelihood_equals_that_of_transformers(folder: Path) -> None:
     text = FABLES.read_text(encoding="utf-8")[:3000]
-    writer = Engine.load(folder, CPU)
-    found = measure(writer.model, writer.tokenizer, text)
+    engine = Engine.load(folder, CPU)
+    found = measure(engine.model, engine.tokenizer, text)
     assert found.nats_per_token * found.tokens == pytest.approx(judge(folder, text), rel=1e-5)
 
 
@@ -201,9 +208,9 @@ def older(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("case", ["a_moe_alternating", "c_yarn_top1_mqa"])  # plain rotary, YaRN
 def test_the_older_spelling_gives_the_same_model(case: str) -> None:
     config = json.loads((GOLDEN / case / CONFIG).read_text(encoding="utf-8"))
-    wanted = from_json(config)
-    assert from_json(older(dict(config))) == wanted
-    assert from_json({**older(dict(config)), "rope_theta": 150000}).rope.theta == 150000
+    wanted = config_from_json(config)
+    assert config_from_json(older(dict(config))) == wanted
+    assert config_from_json({**older(dict(config)), "rope_theta": 150000}).rope.theta == 150000
 
 
 def test_the_rotary_positions_that_openai_published() -> None:
@@ -218,10 +225,10 @@ def test_the_rotary_positions_that_openai_published() -> None:
         "truncate": False,
     }
     expected = RopeConfig("yarn", 150000.0, factor=32.0, original_context=4096, truncate=False)
-    assert from_json(config).rope == expected
+    assert config_from_json(config).rope == expected
     del config["rope_theta"]
     with pytest.raises(UserError, match="the key 'rope_theta' is missing"):
-        from_json(config)
+        config_from_json(config)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +271,7 @@ def test_json_too_deep_is_refused_by_name(trained: Path, tmp_path: Path, name: s
 
 def test_what_is_no_configuration_is_refused() -> None:
     with pytest.raises(UserError, match="model_type is None"):
-        from_json([])  # type: ignore[arg-type]
+        config_from_json([])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -291,7 +298,7 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
             damaged[place : place + chance.randrange(12)] = chance.randbytes(chance.randrange(6))
         (folder / name).write_bytes(damaged)
         try:
-            "".join(Engine.load(folder, CPU).write("Un été", 3, SamplingConfig(), seed=1))
+            "".join(Engine.load(folder, CPU).generate("Un été", 3, SamplingConfig(), seed=1))
         except UserError as error:
             refused.append(str(error))
         (folder / name).write_bytes(whole)

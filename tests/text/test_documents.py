@@ -1,4 +1,4 @@
-"""Streaming gives the documents that the plain split gives, wherever chunks end and documents are cut."""
+"""Streaming gives the documents that the plain split gives, wherever chunks end and long documents are cut."""
 
 import time
 from itertools import pairwise
@@ -27,8 +27,8 @@ def joined(pieces: list[Piece]) -> list[str]:
     return documents
 
 
-def chunks(text: str, borders: list[int]) -> list[str]:
-    places = sorted({0, len(text), *(b % (len(text) + 1) for b in borders)})
+def chunks(text: str, ends: list[int]) -> list[str]:
+    places = sorted({0, len(text), *(end % (len(text) + 1) for end in ends)})
     return [text[a:b] for a, b in pairwise(places)]
 
 
@@ -41,8 +41,8 @@ def chunks(text: str, borders: list[int]) -> list[str]:
 @example(" ba \n\n\n\n\n\n    " + "   " + " \n   abb b", [14, 17], 5)
 @example("b" + " \n" * 60 + " a" + "\n\n \n\n  ", list(range(1, 120, 3)), 2)
 @example(" " * 30 + "\n" + " " * 30 + "\n \n\n  a", list(range(70)), 4)
-def test_streaming_equals_splitting(text: str, borders: list[int], piece: int) -> None:
-    parts = [part for chunk in chunks(text, borders) for part in (chunk, "")]
+def test_streaming_equals_splitting(text: str, ends: list[int], piece: int) -> None:
+    parts = [part for chunk in chunks(text, ends) for part in (chunk, "")]
     found = list(stream_documents(parts, "here", piece, 3 * piece))
     assert joined(found) == split_documents(text)
     # and the pieces follow from the text alone

@@ -1,13 +1,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mini_transformer.errors import UserError
-from mini_transformer.text.tokenizer import EOT_TOKEN, Tokenizer
+from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, Tokenizer
+from tests.conftest import FABLES
 
+TEXT = FABLES.read_text(encoding="utf-8")
+BPE = Tokenizer.train_bpe([TEXT], 700)
 TOKENIZER = Tokenizer.from_characters(["L'été, « cœur » d'où… — ça, € et 🦊 !\n", "abcdefghijklmnopqrstuvwxyz"])
 
 
@@ -38,6 +42,45 @@ def test_lone_surrogates_are_refused() -> None:
         Tokenizer.from_characters(["\udfff"])
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+@example("")
+@example("e\u0301té \u0000\u0001\u007f\r\n\t🦊👩‍👩‍👧 \ufeff\uffff 𐍈")
+@example(f"a literal {EOT_TOKEN} is text")
+def test_any_text_comes_back_from_bpe(text: str) -> None:
+    ids = BPE.encode(text)
+    assert BPE.decode(ids.tolist()) == text
+    assert BPE.eot_id not in ids
+    assert "".join(BPE.decode_stream(ids.tolist(), "|")) == text
+    assert [part.tolist() for part in BPE.encode_batch([text, "un", text])] == [
+        ids.tolist(),
+        BPE.encode("un").tolist(),
+        ids.tolist(),
+    ]
+
+
+@given(st.text(), st.sampled_from(["\ud800", "\udfff"]), st.text())
+def test_lone_surrogates_are_refused_wherever_they_are(before: str, half: str, after: str) -> None:
+    for tokenizer in (BPE, Tokenizer.from_characters(["été"])):
+        with pytest.raises(UserError, match=rf"lone surrogate \(U\+{ord(half):04X}\) at character {len(before)}"):
+            tokenizer.encode(before + half + after)
+    with pytest.raises(UserError, match="lone surrogate"):
+        Tokenizer.train_bpe([before + half + after], 300)
+
+
+def test_the_bpe_vocabulary_is_the_one_asked_for_and_always_the_same() -> None:
+    assert BPE.vocab_size == 700
+    assert BPE.eot_id == 0
+    assert BPE.dtype == np.uint16
+    assert not BPE.is_character_level
+    assert all(BPE.backend.token_to_id(symbol) is not None for symbol in BYTE_SYMBOLS)
+    assert len(TEXT) / len(BPE.encode(TEXT)) > 2
+    again = Tokenizer.train_bpe(iter(TEXT.splitlines(keepends=True)), 700)
+    assert again.vocab_size == 700
+    assert Tokenizer.train_bpe([TEXT], 700).fingerprint == BPE.fingerprint != again.fingerprint
+    assert Tokenizer.train_bpe(["un deux un deux"], 700).vocab_size < 270
+
+
 def test_the_order_of_the_texts_does_not_matter() -> None:
     one = Tokenizer.from_characters(["été", "cœur"])
     other = Tokenizer.from_characters(["cœur", "été"])
@@ -53,7 +96,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert again.encode(text).tolist() == TOKENIZER.encode(text).tolist()
 
 
-def test_streaming_shows_whole_characters_and_borders() -> None:
+def test_streaming_shows_whole_characters_and_separators() -> None:
     ids = [*TOKENIZER.encode("a日").tolist(), TOKENIZER.eot_id, *TOKENIZER.encode("b").tolist()]
     assert list(TOKENIZER.decode_stream(ids, "\n\n\n")) == ["a", "日", "\n\n\n", "b"]
     broken = TOKENIZER.encode("日").tolist()[:2]
@@ -67,7 +110,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_a_missing_file_or_end_token_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_or_eot_token_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
         Tokenizer.load(tmp_path)
     value = json.loads(TOKENIZER.backend.to_str())

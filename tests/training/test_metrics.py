@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mini_transformer.training.report import Report, draw_loss_curve, duration, smoothed
+from mini_transformer.training.metrics import MetricsLogger, duration
+from mini_transformer.training.plot import draw_loss_curve, smoothed
 
 
 @pytest.mark.parametrize(
@@ -21,19 +22,19 @@ def test_smoothing_is_a_running_mean() -> None:
 
 def test_metrics_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    report = Report(file, 0)
-    report.metric(phase="train", iteration=1)
-    size = report.metrics_size
-    report.metric(phase="train", iteration=2)
-    report.close()
-    report = Report(file, size)
-    report.metric(phase="train", iteration=3)
-    report.close()
+    logger = MetricsLogger(file, 0)
+    logger.write(phase="train", iteration=1)
+    size = logger.size
+    logger.write(phase="train", iteration=2)
+    logger.close()
+    logger = MetricsLogger(file, size)
+    logger.write(phase="train", iteration=3)
+    logger.close()
     assert [json.loads(line)["iteration"] for line in file.read_text().splitlines()] == [1, 3]
     file.unlink()  # lost by the user: the run goes on all the same
-    report = Report(file, size)
-    report.metric(phase="train", iteration=4)
-    report.close()
+    logger = MetricsLogger(file, size)
+    logger.write(phase="train", iteration=4)
+    logger.close()
     assert [json.loads(line)["iteration"] for line in file.read_text().splitlines()] == [4]
 
 

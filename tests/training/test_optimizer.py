@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mini_transformer.config import ModelConfig, OptimConfig
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.training.optimizer import balance, decays, make_optimizer, routers
+from mini_transformer.training.optimizer import decays, make_optimizer, routers, update_router_bias
 from mini_transformer.training.schedule import learning_rate
 
 
@@ -29,8 +29,8 @@ def test_busy_experts_are_made_less_attractive_until_the_load_is_even() -> None:
     loads = []
     for _ in range(400):
         model(ids)
-        loads.append(balance(model, 5e-3))
-        assert router.load is None
+        loads.append(update_router_bias(model, 5e-3))
+        assert router.tokens_per_expert is None
     assert loads[0] > 1.9
     assert sum(loads[-20:]) / 20 < 1.3
 
@@ -41,7 +41,7 @@ def test_balancing_without_a_rate_or_a_choice_changes_nothing() -> None:
         model = Decoder(shape.resolve(20))
         before = {name: p.clone() for name, p in model.named_parameters()}
         model(torch.zeros((1, 8), dtype=torch.int64))
-        balance(model, 0.0 if experts > 1 else 1.0)
+        update_router_bias(model, 0.0 if experts > 1 else 1.0)
         assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 
 from mini_transformer import cli
 from mini_transformer.config import OptimConfig, Phase, RunConfig, TrainConfig
+from mini_transformer.data.prepare import prepare_data
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import read_suppress_tokens
 from mini_transformer.text.tokenizer import Tokenizer
-from mini_transformer.training.checkpoint import RunFolder
-from mini_transformer.training.optimizer import balance, make_optimizer
-from mini_transformer.training.phases import read_material
+from mini_transformer.training.optimizer import make_optimizer, update_router_bias
+from mini_transformer.training.run import stop_on_signal
+from mini_transformer.training.run_folder import RunFolder
 from mini_transformer.training.schedule import learning_rate
-from mini_transformer.training.trainer import Stopped, Trainer, stop_on_signal
+from mini_transformer.training.trainer import Stopped, Trainer
 from tests.conftest import FABLES, ROOT, TINY, spawn
 
 Call = Callable[..., tuple[int, str, str]]
@@ -35,7 +36,7 @@ def weights(folder: Path) -> bytes:
 
 def make_trainer(tmp_path: Path, model: Decoder, config: TrainConfig) -> Trainer:
     with stop_on_signal() as stop:
-        return Trainer(config, read_material(config), model, RunFolder(tmp_path), torch.float32, stop)
+        return Trainer(config, prepare_data(config), model, RunFolder(tmp_path), torch.float32, stop)
 
 
 @pytest.mark.parametrize("micro_batch_size", [6, 4, 1])
@@ -45,8 +46,8 @@ def test_steps_equal_the_plain_loop_whatever_the_micro_batch(
     optim = OptimConfig(batch_size=6, warmup_iters=1)
     run = RunConfig(out_dir=tmp_path, device="cpu", micro_batch_size=micro_batch_size)
     config = TrainConfig((Phase("train", (FABLES,), 10, 1e-3),), tiny_config, optim, run)
-    material = read_material(config)
-    shape = tiny_config.resolve(material.tokenizer.vocab_size)
+    data = prepare_data(config)
+    shape = tiny_config.resolve(data.tokenizer.vocab_size)
     torch.manual_seed(0)
     model = Decoder(shape)
     plain = Decoder(shape)
@@ -54,9 +55,9 @@ def test_steps_equal_the_plain_loop_whatever_the_micro_batch(
     trainer = make_trainer(tmp_path, model, config)
     optimizer = make_optimizer(plain, optim)
     for i in range(10):
-        found = trainer._iterate()
-        trainer.state.iteration += 1
-        inputs, targets = material.phases[0].stream.batch(i, 6, 16)
+        found = trainer.train_step()
+        trainer.progress.iteration += 1
+        inputs, targets = data.phases[0].batches.batch(i, 6, 16)
         loss = F.cross_entropy(plain(inputs).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -64,7 +65,7 @@ def test_steps_equal_the_plain_loop_whatever_the_micro_batch(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, 10, 1e-3, 1)
         optimizer.step()
-        balance(plain, optim.balance_rate)
+        update_router_bias(plain, optim.balance_rate)
         assert found["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -73,15 +74,15 @@ def test_steps_equal_the_plain_loop_whatever_the_micro_batch(
 def test_a_loss_that_is_no_number_stops_the_step_before_the_weights_change(tmp_path: Path, tiny_config) -> None:  # type: ignore[no-untyped-def]
     run = RunConfig(out_dir=tmp_path, device="cpu")
     config = TrainConfig((Phase("train", (FABLES,), 10, 1e-3),), tiny_config, OptimConfig(batch_size=2), run)
-    model = Decoder(tiny_config.resolve(read_material(config).tokenizer.vocab_size))
+    model = Decoder(tiny_config.resolve(prepare_data(config).tokenizer.vocab_size))
     trainer = make_trainer(tmp_path, model, config)
-    trainer._iterate()
-    trainer.state.iteration = 1
+    trainer.train_step()
+    trainer.progress.iteration = 1
     with torch.no_grad():
         model.norm.weight[0] = float("inf")
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(Exception, match=r"iteration 1 of phase train: the loss is (nan|inf).*weights were not changed"):
-        trainer._iterate()
+        trainer.train_step()
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
@@ -112,7 +113,7 @@ def test_three_kills_leave_the_same_weights_as_none(tmp_path: Path) -> None:
                 newest = states(tmp_path / "killed")
             process.send_signal(signal.SIGKILL)
         out, err = process.communicate()
-        continued += re.findall(r"Continuing from the checkpoint at \w+ (\d+)", out)
+        continued += re.findall(r"Resuming from the checkpoint at \w+ (\d+)", out)
     assert process.returncode == 0, err
     assert len(continued) == 3
     assert all(int(iteration) > 0 for iteration in continued[:1])
@@ -147,20 +148,20 @@ def test_a_stopped_run_saves_says_so_and_continues(tmp_path: Path, number: signa
     again = spawn(command, tmp_path)
     assert again.stdout is not None
     line = ""
-    while "Continuing" not in line:
+    while "Resuming" not in line:
         line = again.stdout.readline()
         assert line or again.poll() is None
     again.kill()
     again.communicate()
-    assert re.search(r"Continuing from the checkpoint at train [1-9]", line)
+    assert re.search(r"Resuming from the checkpoint at train [1-9]", line)
 
 
 def test_a_run_that_is_stopped_while_it_writes_its_text_ends_later(tmp_path: Path, tiny_config) -> None:  # type: ignore[no-untyped-def]
     config = TrainConfig((Phase("train", (FABLES,), 1, 1e-3),), tiny_config, run=RunConfig(tmp_path, device="cpu"))
-    model = Decoder(tiny_config.resolve(read_material(config).tokenizer.vocab_size))
+    model = Decoder(tiny_config.resolve(prepare_data(config).tokenizer.vocab_size))
     trainer = make_trainer(tmp_path, model, config)
-    write_best = trainer._write_best
-    trainer._load_best = lambda: (trainer.stop.set(), write_best())  # type: ignore[method-assign]  # the end begins
+    sample_text = trainer.sample_text
+    trainer.sample_text = lambda tokens: (trainer.stop.set(), sample_text(tokens))[1]  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         trainer.fit()
     assert len(states(tmp_path)) == 1
@@ -212,7 +213,7 @@ def test_the_best_weights_are_kept_and_overfitting_is_said(tmp_path: Path, call:
     flags = ["--data", text, *TINY, "--dropout", 0, "--max-iters", 240, "--eval-interval", 10, "--lr", 1e-2]
     code, out, _ = call("train", *flags, "--out-dir", tmp_path / "out")
     assert code == 0
-    assert "overfitting: validation has not gained since iteration" in out
+    assert "overfitting: validation has not improved since iteration" in out
     measured = [m for m in metrics(tmp_path / "out") if "val_loss" in m]
     best = min(measured, key=lambda m: m["val_loss"])  # type: ignore[arg-type,return-value]
     assert best is not measured[-1]

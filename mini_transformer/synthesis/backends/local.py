@@ -26,7 +26,8 @@ from transformers import (
 from transformers.utils import logging
 
 from mini_transformer.errors import UserError
-from mini_transformer.runtime import describe_device as describe, pick_device, pick_precision
+from mini_transformer.runtime import describe_device as describe
+from mini_transformer.runtime import pick_device, pick_precision
 from mini_transformer.synthesis.backends import Output, Task
 from mini_transformer.synthesis.prompts import Prompt
 from mini_transformer.synthesis.settings import SynthesisConfig

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mini_transformer.model.attention import _sdpa_with_sink_key, sdpa_reference, sdpa_with_sinks, sliding_window_mask
+from mini_transformer.model.sdpa import sdpa_reference, sdpa_with_sink_key, sdpa_with_sinks, sliding_window_mask
 
 
 def inputs(B: int, H: int, G: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -31,10 +31,10 @@ def test_attention_of_other_devices_equals_the_reference_with_gradients(T: int, 
     given = inputs(2, 4, 4, T, 16)
     expected = results(lambda *a: sdpa_reference(*a)[0], given, window)
 
-    def with_sink_column(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int) -> Tensor:
-        return _sdpa_with_sink_key(q, k, v, sinks, sliding_window_mask(T, T, window, q.device))
+    def with_sink_key(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int) -> Tensor:
+        return sdpa_with_sink_key(q, k, v, sinks, sliding_window_mask(T, T, window, q.device))
 
-    for found, wanted in zip(results(with_sink_column, given, window), expected, strict=True):
+    for found, wanted in zip(results(with_sink_key, given, window), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
