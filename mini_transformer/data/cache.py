@@ -1,4 +1,4 @@
-"""The data cache: a folder for what can be made again (tokens, tokenizers, surveys), found under the hash of its inputs."""
+"""The data cache: a folder for what can be made again (tokens, tokenizers, surveys), under hashes of its inputs."""
 
 import hashlib
 import json

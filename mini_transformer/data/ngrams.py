@@ -114,7 +114,7 @@ class Contamination:
 class ContaminationCheck:
     """Counts the runs that validation and training text share, in bounded memory: all validation text comes first.
 
-    Of more runs than `max_runs` an even sample is taken, the same of both texts, and the counts are those of the sample.
+    Of more runs than `max_runs` an even sample is taken, the same of both texts; then the counts are the sample's.
     """
 
     def __init__(self, max_runs: int = MAX_RUNS) -> None:

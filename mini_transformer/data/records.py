@@ -52,9 +52,9 @@ def read_records(path: Path, reader: ReaderConfig) -> Iterator[Piece]:
                     f"({'; '.join(unreadable)}); `max_unreadable` allows more"
                 )
             continue
-        if text := text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip("\n"):
-            if text.strip():
-                yield from cut_document(text, path.name)
+        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+        if text.strip():
+            yield from cut_document(text, path.name)
     if fields is not None and count == number:
         raise missing_field(path, field, fields)
     if count and str(path) not in _logged:

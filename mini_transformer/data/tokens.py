@@ -83,7 +83,7 @@ class TokenDocuments(Sequence[Tokens]):
 
 
 class TokenStream:
-    """`<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of documents in an order, the last <|endoftext|> included."""
+    """`<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of documents in an order; it ends with <|endoftext|>."""
 
     def __init__(self, documents: TokenDocuments, eot_id: int, order: Integers | None = None) -> None:
         self.documents, self.eot_id = documents, eot_id

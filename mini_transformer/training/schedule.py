@@ -1,4 +1,4 @@
-"""The learning rate over a phase: a linear warm-up, then a linear decay to zero (Bergsma et al. 2025, arXiv 2502.15938)."""
+"""The learning rate: a linear warm-up, then a linear decay to zero (Bergsma et al. 2025, arXiv 2502.15938)."""
 
 
 def learning_rate(iteration: int, iters: int, peak: float, warmup_iters: int) -> float:

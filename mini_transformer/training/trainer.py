@@ -96,9 +96,9 @@ class Trainer:
             i = progress.iteration
 
             # once in a while: save what resuming needs, before anything that may fail (rank 0 decides)
-            if i and i % run.checkpoint_interval == 0 and (progress.phase, i) != self.resumed_at:
-                if rank_zero_decides(self.folder.checkpoints.is_due()):
-                    self._save()
+            may_save = i and i % run.checkpoint_interval == 0 and (progress.phase, i) != self.resumed_at
+            if may_save and rank_zero_decides(self.folder.checkpoints.is_due()):
+                self._save()
 
             # once in a while, and at the end: evaluate on the validation text, keep the best weights (all ranks)
             if (i % run.eval_interval == 0 or i == iters) and i != progress.evaluated:
@@ -218,7 +218,7 @@ class Trainer:
         if late and not progress.overfitting_warned:
             progress.overfitting_warned = True
             self.metrics.log(
-                f"  overfitting: validation has not improved since iteration {best_here}; the weights of that iteration "
+                f"  overfitting: validation has not improved since iteration {best_here}; the weights of then "
                 "are kept. More text, more dropout or fewer iterations would help"
             )
 
