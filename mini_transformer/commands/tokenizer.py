@@ -4,9 +4,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mini_transformer.cli import Parser, name, path, tokenizer
-from mini_transformer.config import TRAINABLE_TOKENIZERS, TextConfig, check_text, option_help
+from mini_transformer.cli import Parser, add_fields, path
+from mini_transformer.config import TRAINABLE_TOKENIZERS, RunConfig, TextConfig, check_text
 from mini_transformer.errors import UserError
+from mini_transformer.settings import fill
 
 if TYPE_CHECKING:
     from mini_transformer.text.documents import Piece
@@ -22,22 +23,19 @@ def main(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--data", type=path, nargs="+", action="extend", metavar="FILE", help="texts to learn from, or to show")
-    add("--tokenizer", type=tokenizer, default="bpe", metavar="KIND", help=option_help(TextConfig, "tokenizer"))
-    add("--vocab-size", type=int, default=0, metavar="N", help=option_help(TextConfig, "vocab_size"))
-    add("--encoding", type=name, default="utf-8", help="encoding of the text files")
-    add("--text-field", type=name, default="text", metavar="NAME", help=option_help(TextConfig, "text_field"))
-    add("--out-dir", type=path, metavar="DIR", help="where the tokenizer goes")
-    add("--longest", type=int, default=10, metavar="N", help="longest tokens to show")
+    add("--out-dir", type=path, metavar="DIR", help="folder that the tokenizer is written to (default: none)")
+    add_fields(parser, TextConfig, ["tokenizer", "vocab_size", "text_field"], tokenizer="bpe")
+    add_fields(parser, RunConfig, ["encoding"])
+    add("--longest", type=int, default=10, metavar="N", help="number of longest tokens to show (default: 10)")
     given = parser.parse(argv)
-    settings = TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size)
+    settings, encoding = fill(TextConfig, vars(given)), fill(RunConfig, {**vars(given), "out_dir": None}).encoding
     check_text(settings)
-    trained = given.tokenizer in TRAINABLE_TOKENIZERS
-    if trained and not given.data:
-        raise UserError("--data: missing; say which text to learn from, or --tokenizer FOLDER to show a ready one")
+    if settings.tokenizer in TRAINABLE_TOKENIZERS and not given.data:
+        raise UserError("`data`: missing; say which text to learn from, or `tokenizer` FOLDER to show a ready one")
     from mini_transformer.data.sources import Reading, nothing_to_learn, stream_source
     from mini_transformer.text.make import make_tokenizer, write_tokenizer
 
-    reading = Reading(given.encoding, given.text_field)
+    reading = Reading(encoding, settings.text_field)
 
     def pieces() -> "Iterator[Piece]":
         return (piece for path in given.data or () for piece in stream_source(path, reading))
@@ -65,7 +63,7 @@ def _show(tokenizer: "Tokenizer", pieces: "Iterable[Piece]", longest: int) -> No
         ids = tokenizer.encode(piece.text)
         tokens, characters, documents = tokens + len(ids), characters + len(piece.text), documents + piece.last
         if tokenizer.decode(ids.tolist()) != piece.text:
-            raise UserError(f"--tokenizer: the text that begins {piece.text[:40]!r} does not come back unchanged")
+            raise UserError(f"`tokenizer`: the text that begins {piece.text[:40]!r} does not come back unchanged")
     if documents:
         print(f"Characters per token: {characters / tokens:.3f} ({characters:,} characters, {tokens:,} tokens)")
         print(f"Round trip: all {documents:,} documents come back unchanged")

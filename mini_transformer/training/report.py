@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mini_transformer.files import replacing
+from mini_transformer.runtime import log
 
 
 def duration(seconds: float) -> str:
@@ -23,12 +23,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def tell(line: str) -> None:
-    """Print a line; where nobody listens any more (`train ... | head`), training goes on in silence."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+tell = log  # its place is `runtime`
 
 
 class Report:

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.utils import deterministic
 
 from mini_transformer.config import TrainConfig, check
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.runtime import describe, pick_device, pick_precision
+from mini_transformer.runtime import describe_device, deterministic_algorithms, pick_device, pick_precision
 from mini_transformer.training.checkpoint import VALIDATION, RunFolder, describe_environment, settings
 from mini_transformer.training.optimizer import balance
 from mini_transformer.training.phases import Material, read_material
@@ -61,7 +60,7 @@ def train(config: TrainConfig) -> None:
         folder.drop_drafts()
         folder.record(wanted, environment, finished=False)
         _write_texts(config, material, model)
-        with _deterministic(device):
+        with deterministic_algorithms(device):
             trainer.fit()
     folder.record(wanted, environment, finished=True)
     tell(f"\nThe best weights, of validation loss {trainer.state.best_loss:.3f}, are in {config.run.out_dir}")
@@ -76,7 +75,7 @@ def _errors_of_the_machine(config: TrainConfig, device: torch.device) -> Iterato
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise UserError(
-            f"out of memory on {describe(device)}: set a smaller --micro-batch-size (the result stays the same), "
+            f"out of memory on {describe_device(device)}: set a smaller `micro_batch_size` (same result), "
             "or take a smaller model"
         ) from None
     except OSError as error:
@@ -85,7 +84,7 @@ def _errors_of_the_machine(config: TrainConfig, device: torch.device) -> Iterato
 
 
 def _introduce(config: TrainConfig, material: Material, device: torch.device, precision: torch.dtype) -> None:
-    tell(f"Device: {describe(device)}, {str(precision).removeprefix('torch.')}")
+    tell(f"Device: {describe_device(device)}, {str(precision).removeprefix('torch.')}")
     for text in material.phases:
         count = text.documents
         tell(f"Text, {text.phase.name}: {text.characters:,} characters in {count:,} document{'s' * (count > 1)}")
@@ -110,21 +109,6 @@ def _write_texts(config: TrainConfig, material: Material, model: Decoder) -> Non
         temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Repeatable algorithms on the CPU, where the promise of equality bit for bit holds."""
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        # a debugging aid that costs 4% of the time
-        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
-
-
 def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
     """Say before the start how long a big run will take on this device, and what would be quicker."""
     tokens = trainer.config.optim.batch_size * trainer.model.config.block_size
@@ -135,7 +119,7 @@ def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
     if seconds > LONG:
         print(
             f"Warning: {iterations:,} iterations of this model will take about {duration(seconds)} on "
-            f"{describe(trainer.device)}; --preset laptop gives a first result in under an hour",
+            f"{describe_device(trainer.device)}; --preset laptop gives a first result in under an hour",
             file=sys.stderr,
         )
 

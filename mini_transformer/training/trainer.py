@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mini_transformer.config import TrainConfig
+from mini_transformer.config import SamplingConfig, TrainConfig
 from mini_transformer.data.batches import validation_batches
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.generation.engine import Engine
-from mini_transformer.generation.sampling import SamplingConfig
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training.checkpoint import CURVE, METRICS, STATE_DICT, TEXT, RunFolder, State, save_tensors

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mini_transformer.commands.train import sources, train_config
+from mini_transformer.commands.train import parse_config, sources
 from mini_transformer.errors import UserError
 from mini_transformer.training.phases import read_material
 from tests.conftest import FABLES
@@ -21,7 +21,7 @@ def texts(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def share(config_words: list[object], phase: int, letter: str) -> float:
-    material = read_material(train_config([str(word) for word in config_words]))
+    material = read_material(parse_config([str(word) for word in config_words]))
     stream, wanted = material.phases[phase].stream, material.tokenizer.encode(letter)[0]
     shown = [(stream.batch(i, 10, 32)[0] == wanted).float().mean().item() for i in range(100)]
     return sum(shown) / len(shown)
@@ -41,12 +41,12 @@ def test_sources_and_weights(tmp_path: Path) -> None:
     wrong = [([f"{tmp_path / 'a.txt'}:{weight}"], "must be above 0") for weight in ("-1", "0,7", "nan")]
     wrong += [(["a:1", "b"], "a weight, or none"), (["a:0", "b:1"], "must be above 0"), ([":0.5"], "an empty name")]
     for words, message in wrong:
-        with pytest.raises(UserError, match=f"^--data: .*{message}"):
+        with pytest.raises(UserError, match=f"^`data`: .*{message}"):
             sources(words, "data")
 
     assert sources(["7"], "data") == ((Path("7"),), ())
-    with pytest.raises(UserError, match=r"^--val-data: .*a\.txt:0\.5: takes no weight; name the file alone"):
-        train_config(["--data", "a.txt", "--val-data", f"{tmp_path / 'a.txt'}:0.5"])
+    with pytest.raises(UserError, match=r"^`val_data`: .*a\.txt:0\.5: takes no weight; name the file alone"):
+        parse_config(["--data", "a.txt", "--val-data", f"{tmp_path / 'a.txt'}:0.5"])
 
 
 @pytest.mark.parametrize("in_memory", [0, 10**8])
@@ -75,7 +75,7 @@ def test_a_small_source_may_be_shorter_than_a_block(tmp_path: Path, texts: tuple
     assert code == 0
     assert "8,069 characters, 8,027 tokens, 21 documents" in out
     material = read_material(
-        train_config([str(w) for w in ("--data", f"{texts[0]}:0.9", f"{tmp_path / 'c.txt'}:0.1", *flags)])
+        parse_config([str(w) for w in ("--data", f"{texts[0]}:0.9", f"{tmp_path / 'c.txt'}:0.1", *flags)])
     )
     assert material.block_size == 64
 
