@@ -29,12 +29,12 @@ def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> 
     """
     if gpus is not None:
         return _pick_gpu(device, gpus, setting)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("`device` cuda: no NVIDIA GPU is there for this PyTorch; take `device` cpu (or auto)")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("`device` mps: no Apple GPU is there for this PyTorch; take `device` cpu (or auto)")
+        device = next(kind for kind in there if there[kind])
+    if not there[device]:
+        maker = "NVIDIA" if device == "cuda" else "Apple"
+        raise UserError(f"`device` {device}: no {maker} GPU is there for this PyTorch; take `device` cpu (or auto)")
     return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 

@@ -1,30 +1,28 @@
 """Settings by name: what flags, a recipe or a Python call give becomes a `TrainConfig`, which a run records again."""
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from mini_transformer.config import TRAIN_PARTS, Phase, PhaseSettings, TrainConfig, check_limits
 from mini_transformer.errors import UserError, did_you_mean
 
-SETTINGS = {
-    f.name: f for part in (PhaseSettings, *TRAIN_PARTS.values()) for f in dataclasses.fields(part) if f.metadata
-}
+SETTINGS = {f.name: f for part in (PhaseSettings, *TRAIN_PARTS.values()) for f in fields(part) if f.metadata}
 ONE_PHASE: tuple[str, ...] = ("max_iters", "lr", "data_weights")
 TWO_PHASES: tuple[str, ...] = ("max_iters_pretrain", "max_iters_finetune", "lr_pretrain", "lr_finetune")
 TWO_PHASES += ("pretrain_data_weights", "finetune_data_weights")
 Part = TypeVar("Part")
 
 
-def find_setting(name: str) -> "dataclasses.Field[Any]":
+def find_setting(name: str) -> "Field[Any]":
     """The declaration of a setting of a training run. Raises `UserError` if there is none of this name."""
     if name not in SETTINGS:
         raise UserError(f"`{name}`: unknown setting{did_you_mean(name.replace('-', '_'), SETTINGS)}")
     return SETTINGS[name]
 
 
-def to_type(setting: "dataclasses.Field[Any]", value: Any) -> Any:
+def to_type(setting: "Field[Any]", value: Any) -> Any:
     """A value in its setting's type. Raises `UserError` if it does not fit it, or its limits."""
     kind = (get_args(setting.type) or (setting.type,))[0]  # of `Path | None`: Path
     several = get_origin(setting.type) is tuple
@@ -45,7 +43,7 @@ def to_type(setting: "dataclasses.Field[Any]", value: Any) -> Any:
 
 def fill(part: type[Part], values: Mapping[str, Any]) -> Part:
     """A dataclass of settings from those of the values that are its own; the others keep their defaults."""
-    settings = [f for f in dataclasses.fields(part) if f.metadata and values.get(f.name) is not None]  # type: ignore[arg-type]
+    settings = [f for f in fields(part) if f.metadata and values.get(f.name) is not None]  # type: ignore[arg-type]
     return part(**{f.name: to_type(f, values[f.name]) for f in settings})
 
 
@@ -98,7 +96,7 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
         if phase.weights:
             values[f"{phase.name}_data_weights" if suffix else "data_weights"] = list(phase.weights)
     for part in (getattr(config, name) for name in TRAIN_PARTS):
-        settings = (f for f in dataclasses.fields(part) if f.metadata and not f.metadata.get("local"))
+        settings = (f for f in fields(part) if f.metadata and not f.metadata.get("local"))
         values |= {f.name: getattr(part, f.name) for f in settings}
     folder = Path(config.text.tokenizer)
     return values | {"tokenizer": folder.name if folder.exists() else config.text.tokenizer}

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     add_fields(parser, RunConfig, ["encoding"])
     add("--longest", type=int, default=10, metavar="N", help="number of longest tokens to show (default: 10)")
     given = parser.parse(argv)
-    settings, encoding = fill(TextConfig, vars(given)), fill(RunConfig, {**vars(given), "out_dir": None}).encoding
+    settings, encoding = fill(TextConfig, vars(given)), fill(RunConfig, vars(given)).encoding
     check_text(settings)
     if settings.tokenizer in TRAINABLE_TOKENIZERS and not given.data:
         raise UserError("`data`: missing; say which text to learn from, or `tokenizer` FOLDER to show a ready one")

@@ -1,5 +1,6 @@
 """`train`: flags to settings, then the run."""
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def train_parser(prog: str = "train") -> Parser:
     length = parser.add_argument_group("Recipe, length and learning rate")
     recipes = "; ".join(f"{name}: {load_recipe(name).about}" for name in recipe_names())
     help = f"settings that suit each other ({recipes}), a .toml file, or the run.json of a run to repeat; flags win"
-    length.add_argument("--recipe", "--preset", type=name, metavar="NAME|FILE", help=help.replace("%", "%%"))
+    length.add_argument("--recipe", "--preset", type=name, metavar="NAME|FILE", help=help, default=argparse.SUPPRESS)
     add_fields(length, PhaseSettings, ["max_iters", "max_iters_pretrain", "max_iters_finetune"])
     add_fields(length, PhaseSettings, ["lr", "lr_pretrain", "lr_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
@@ -44,13 +45,12 @@ def train_parser(prog: str = "train") -> Parser:
 def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     """The settings that the flags of `train.py` mean."""
     given = vars(train_parser(prog).parse(argv))
-    name = given.pop("recipe")
-    recipe = Recipe() if name is None else load_recipe(name)
+    recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
     if split_weight(str(given.get("val_data", "")))[1]:
         raise UserError(f"`val_data`: {given['val_data']}: takes no weight; name the file alone")
-    for name in ("data", "pretrain_data", "finetune_data"):
-        if name in given:
-            given[name], given[f"{name}_weights"] = sources(given[name], name)
+    for data in ("data", "pretrain_data", "finetune_data"):
+        if data in given:
+            given[data], given[f"{data}_weights"] = sources(given[data], data)
     return train_config(given, recipe.settings, recipe.fingerprints)
 
 

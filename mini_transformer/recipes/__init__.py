@@ -12,7 +12,6 @@ from mini_transformer.errors import UserError, did_you_mean
 from mini_transformer.settings import find_setting, to_type
 
 MAX_BYTES = 1 << 20
-KEYS = ("about", "settings", "measured")
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,11 @@ def _parse(name: str, content: bytes) -> Recipe:
         raise UserError(f"{name}: cannot be read as {'JSON' if of_run else 'TOML'} ({error})") from None
     if not isinstance(table, dict) or not isinstance(table.get("settings"), dict):
         raise UserError(f"{name}: no recipe: it has no table of settings")
-    if unknown := [key for key in table if key not in KEYS and not of_run]:
+    if unknown := [key for key in table if key not in ("about", "settings", "measured") and not of_run]:
         raise UserError(f"{name}: {unknown[0]}: unknown; settings stand below [settings]")
     about, fingerprints, settings = table.get("about", ""), table.get("fingerprints", {}), {}
-    if not isinstance(about, str) or not isinstance(table.get("measured", {}), dict):
-        raise UserError(f"{name}: about: expected a text, and measured: a table")
+    if not isinstance(about, str):
+        raise UserError(f"{name}: about: expected a text")
     if not isinstance(fingerprints, dict) or not all(isinstance(value, str) for value in fingerprints.values()):
         raise UserError(f"{name}: fingerprints: expected a table of texts")
     try:
