@@ -5,27 +5,26 @@ Exit codes: 0 done, 2 wrong input (one line on standard error says what), 130 in
 
 import argparse
 import dataclasses
-import difflib
 import importlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin
 
 from mini_transformer import __version__
 from mini_transformer.config import TRAINABLE_TOKENIZERS, flag
-from mini_transformer.errors import UserError
+from mini_transformer.errors import UserError, did_you_mean
 
 EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
+OTHER_NAMES = {"--learning-rate": "--lr", "--start": "--prompt"}  # flags of nanoGPT and transformers, and ours
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and which names the nearest flag for one that it does not know."""
 
     def __init__(self, **settings: Any) -> None:
-        form = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(**{"formatter_class": form, "allow_abbrev": False, **settings})
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -35,9 +34,14 @@ class Parser(argparse.ArgumentParser):
         """Parse; raises `UserError` for anything wrong."""
         arguments, unknown = self.parse_known_args(argv)
         if unknown:
-            flags = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            raise UserError(f"{unknown[0]}: unknown flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+            flags = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
+            word = unknown[0].split("=")[0].replace("_", "-")
+            if word == "--resume" and "overwrite" in flags:
+                hint = "; the same command continues a run that was stopped"
+            else:
+                ours = did_you_mean(OTHER_NAMES.get(word, word).lstrip("-"), flags)
+                hint = ours.replace("mean ", "mean --") or "; see --help"
+            raise UserError(f"{unknown[0]}: unknown flag{hint}")
         return arguments
 
 
@@ -58,30 +62,29 @@ def tokenizer(word: str) -> str:
     return word.lower() if word.lower() in TRAINABLE_TOKENIZERS else name(word)
 
 
-def add_fields(parser: Parser, part: Any) -> None:
-    """A flag for each field of a dataclass that is made with `option`. What is not given stays out of the result."""
-    group = parser.add_argument_group(part.__doc__.split(";")[0].split("\n")[0].rstrip("."))
-    for f in dataclasses.fields(part):
-        if not f.metadata:
-            continue
-        help = f.metadata["help"] + (f" (default: {f.default})" if f.default not in (None, False) else "")
-        settings: dict[str, Any] = {"help": help.replace("%", "%%"), "default": argparse.SUPPRESS}
-        if f.type is bool:
-            settings["action"] = "store_true"
+def add_fields(parser: argparse._ActionsContainer, part: Any, only: Sequence[str] = (), **defaults: Any) -> None:
+    """A flag for each setting of a dataclass, or for those named. One that is not given stays out of the result.
+
+    `defaults`: those that differ from the dataclass's; they do not stay out.
+    """
+    settings = {f.name: f for f in dataclasses.fields(part) if f.metadata}
+    for f in (settings[name] for name in only or settings):
+        default = defaults.get(f.name, f.default)
+        help = f.metadata["help"].replace("%", "%%")
+        if default not in (None, False, "", ()):
+            help = f"{help[:-1]}; default: {default})" if help[-1] == ")" else f"{help} (default: {default})"
+        more: dict[str, Any] = {"help": help, "default": defaults.get(f.name, argparse.SUPPRESS)}
+        kind = (get_args(f.type) or (f.type,))[0]  # of `Path | None`: Path
+        if kind is bool:
+            more["action"] = "store_true"
         else:
-            of_words = tokenizer if f.name == "tokenizer" else path if "Path" in str(f.type) else name
-            settings["type"] = f.type if f.type in (int, float) else of_words
-            settings["metavar"] = f.metadata.get("metavar", {int: "N", float: "X"}.get(settings["type"]))
-            if "choices" in f.metadata:
-                settings["choices"] = f.metadata["choices"]
-        group.add_argument(flag(f.name), **settings)
-
-
-def add_model_flags(parser: Parser) -> None:
-    """The flags of every command that uses a trained model."""
-    parser.add_argument("--model-dir", type=path, default=Path("out"), metavar="DIR", help="folder of the model")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    parser.add_argument("--gpus", metavar="ID", help="id of the GPU to use")
+            words = tokenizer if f.name == "tokenizer" else str if f.default == "" else name
+            more["type"] = {int: int, float: float, Path: path}.get(kind, words)
+            more["metavar"] = f.metadata.get("metavar") or {int: "N", float: "X"}.get(kind)
+            more["choices"] = f.metadata.get("choices")
+            if get_origin(f.type) is tuple:
+                more |= {"nargs": "+", "action": "extend"}
+        parser.add_argument(flag(f.name), **more)
 
 
 # Each command is the module of its name in `commands`, loaded only when it is called.
@@ -90,10 +93,10 @@ COMMANDS = {
     "generate": "write with a trained model",
     "generate-data": "let an instruct model write texts to pre-train on",
     "evaluate": "measure bits per character on a text",
-    "prepare": "read and tokenise the texts of a run ahead of time",
+    "prepare": "read and tokenize the texts of a run ahead of time",
     "tokenizer": "train a tokenizer alone, or show what one makes of a text",
+    "verse": "check the syllables, metre and rhyme of French verse",
     "corpus": "list or print the fables that come with the package",
-    "verse": "check the metre and rhyme of French verse",
     "demo": "train a small model on the embedded fables and print one that it writes",
 }
 
@@ -107,8 +110,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"mini_transformer.commands.{name.replace('-', '_')}")
         return int(command.main(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        line = re.sub(r"`(\w+)`", lambda match: flag(match[1]), str(error)).replace("\n", " ")
-        print(f"{name}: {line}", file=sys.stderr)
+        message = re.sub(r"`(\w+)`", lambda setting: flag(setting[1]), str(error).replace("\n", " "))
+        print(f"{name}: {message}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
@@ -135,9 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     asked = not arguments or arguments[0] in ("-h", "--help")
     if not asked:
-        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        print(f"mini-transformer: {arguments[0]}: unknown command; {hint}", file=sys.stderr)
+        hint = did_you_mean(arguments[0], COMMANDS, f"; there are {', '.join(COMMANDS)}")
+        print(f"mini-transformer: {arguments[0]}: unknown command{hint}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     print("usage: mini-transformer COMMAND [flags]; COMMAND --help tells more\n")
     for name, purpose in COMMANDS.items():

@@ -1,13 +1,14 @@
-"""Every setting, with its meaning, its default and its limits, in one place.
+"""Every setting, declared once: its default, its help text and its limits.
 
-The dataclasses are frozen; `option` carries the help text from which `cli` makes the flags. Defaults are the
-mission's model. `ModelConfig` describes a model exactly; a field of it without `option` is not a flag but follows from
-the others or from a checkpoint.
+A field made with `option` is a setting, of which `cli` makes a flag; the others follow from them or come with a model.
+The defaults are the mission's model.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import ge, gt, le
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 MIN_VOCAB_SIZE = 257  # each byte and the end token
 DEFAULT_VOCAB_SIZE = 4096
 TRAINABLE_TOKENIZERS = ("char", "bpe")  # the tokenizers that are made from the text
+_LIMITS = {"ge": (ge, "small: at least"), "gt": (gt, "small: it must be above"), "le": (le, "large: at most")}
+_ITERS, _LR, _WEIGHTS = {"ge": 1, "le": 10**8 - 1}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field that is a flag too. `limits`: `least`, `most` (inclusive), `above` (exclusive), `choices`, `metavar`."""
-    return field(default=default, metadata={"help": help, **limits})
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field that is a setting.
 
-
-def option_help(part: Any, name: str) -> str:
-    """The help text of a field, for commands that take it too."""
-    return str(part.__dataclass_fields__[name].metadata["help"])
+    `ge`, `le`, `gt`, `choices`: its limits. `free`: it may change between two calls of one run without changing the
+    result. `local`: it concerns this machine or this call only, so a run does not record it.
+    """
+    if wrong := more.keys() - {"ge", "le", "gt", "choices", "metavar", "free", "local"}:
+        raise TypeError(f"option: {wrong}")
+    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,16 @@ class RopeConfig:
 class ModelConfig:
     """The shape of a model; `resolve` fills in what follows from the rest."""
 
-    block_size: int = option(256, "context: tokens that the model sees at once", least=2, most=2**20)
-    n_layer: int = option(24, "number of layers", least=1, most=1000)
-    n_embd: int = option(512, "width of the model", least=4, most=2**17)
-    n_head: int = option(8, "attention heads; must divide the width into heads of an even size", least=1, most=2**16)
-    n_kv_head: int = option(0, "key/value heads, shared by the attention heads (0: as many)", least=0)
-    n_experts: int = option(4, "experts per layer (1: a dense model)", least=1, most=4096)
-    experts_per_token: int = option(0, "experts that each token uses (0: 2, or 1 of a dense model)", least=0, most=4096)
-    expert_hidden: int = option(
-        0, "hidden size of an expert (0: 8/3 of the width over the experts per token)", least=0, most=2**20
-    )
-    sliding_window: int = option(0, "tokens that every second layer sees (0: the whole block)", least=0, most=2**20)
-    dropout: float = option(0.2, "share of activations dropped in training", least=0.0, most=0.9)
+    block_size: int = option(256, "context length in tokens", ge=2, le=2**20)
+    n_layer: int = option(24, "number of layers", ge=1, le=1000)
+    n_embd: int = option(512, "embedding width of the model", ge=4, le=2**17)
+    n_head: int = option(8, "number of attention heads; n-embd / n-head must be even", ge=1, le=2**16)
+    n_kv_head: int = option(0, "number of key/value heads, for grouped-query attention (0: n-head)", ge=0)
+    n_experts: int = option(4, "number of experts per layer (1: a dense model)", ge=1, le=4096)
+    experts_per_token: int = option(0, "number of experts per token (0: 2, or 1 in a dense model)", ge=0, le=4096)
+    expert_hidden: int = option(0, "hidden size of an expert (0: 8/3 n-embd / experts-per-token)", ge=0, le=2**20)
+    sliding_window: int = option(0, "attention window of every second layer (0: block-size)", ge=0, le=2**20)
+    dropout: float = option(0.2, "fraction of activations dropped in training", ge=0.0, le=0.9)
     vocab_size: int = 0
     head_dim: int = 0
     layer_types: tuple[str, ...] = ()
@@ -88,47 +90,86 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the weights move."""
+    """How the weights are optimized."""
 
-    batch_size: int = option(64, "blocks per iteration, whatever the number of processes", least=1, most=2**20)
-    warmup_iters: int = option(100, "iterations in which the rate rises (at most a tenth of the phase)", least=0)
-    weight_decay: float = option(0.1, "pull of matrices towards zero, times the rate", least=0.0)
-    beta1: float = option(0.9, "AdamW: memory of the gradient", least=0.0, most=0.9999)
-    beta2: float = option(0.99, "AdamW: memory of its square", least=0.0, most=0.99999)
-    grad_clip: float = option(1.0, "longest gradient; a longer one is shortened", above=0.0)
-    balance_rate: float = option(1e-3, "step of the router's bias towards experts with too few tokens", least=0.0)
+    batch_size: int = option(64, "number of blocks per iteration, over all processes", ge=1, le=2**20)
+    warmup_iters: int = option(100, "iterations of linear warm-up (at most a tenth of the phase)", ge=0)
+    weight_decay: float = option(0.1, "decoupled weight decay of the matrices", ge=0.0)
+    beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)
+    beta2: float = option(0.99, "AdamW second-moment decay", ge=0.0, le=0.99999)
+    grad_clip: float = option(1.0, "maximum gradient norm", gt=0.0)
+    balance_rate: float = option(1e-3, "step size of the router biases that balance the experts", ge=0.0)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How text is read and becomes tokens; all of it decides the result, but for where tokens are kept."""
+    """How text is read and becomes tokens."""
 
-    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND")
-    vocab_size: int = option(0, "tokens that bpe learns (0: 4096)", least=0, most=2**24)
-    replay: float = option(0.0, "share of pre-training text in each batch of fine-tuning", least=0.0, most=0.9)
-    text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records that holds the text", metavar="NAME")
-    max_unreadable: int = option(100, "records without readable text that are left out before it is an error", least=0)
-    in_memory: int = option(1 << 23, "bytes of text that are kept in memory; more goes to the cache", least=0)
-    cache_dir: Path | None = option(None, "where the tokens of big texts are kept", metavar="DIR")
+    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
+    vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=2**24)
+    replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
+    text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)
+    max_unreadable: int = option(100, "maximum number of records without readable text to leave out", ge=0, free=True)
+    in_memory: int = option(1 << 23, "keep texts of up to N bytes in memory, more in the cache", ge=0, local=True)
+    cache_dir: Path | None = option(None, "folder for the tokens of large texts", metavar="DIR", local=True)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how the run goes; `training.checkpoint.FREE` lists what does not change its result."""
+    """Where and how the run goes."""
 
-    out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR")
-    val_data: Path | None = option(None, "validation text, instead of a tenth of the training text", metavar="FILE")
-    encoding: str = option("utf-8", "encoding of the text files")
-    seed: int = option(1337, "seed of weights, order and dropout", least=0, most=2**63 - 1)
-    eval_interval: int = option(100, "iterations between evaluations", least=1)
-    eval_iters: int = option(200, "batches of an evaluation (at most one pass over the text)", least=1, most=2**31)
-    sample_interval: int = option(500, "iterations between samples of writing (0: none)", least=0)
-    checkpoint_interval: int = option(100, "iterations between checkpoints", least=1)
-    micro_batch_size: int = option(0, "blocks computed at once, to fit memory (0: chosen)", least=0)
-    precision: str = option("auto", "bfloat16 where it is faster and safe", choices=("auto", "float32", "bfloat16"))
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    gpus: str | None = option(None, "id of the GPU to use", metavar="ID")
-    overwrite: bool = option(False, "replace a run that the folder holds")
+    out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR", local=True)
+    val_data: Path | None = option(None, "validation text (default: a tenth of --data)", metavar="FILE", local=True)
+    encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
+    seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
+    eval_interval: int = option(100, "evaluate every N iterations", ge=1)
+    eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)
+    sample_interval: int = option(500, "write a sample every N iterations (0: never)", ge=0, free=True)
+    checkpoint_interval: int = option(100, "save a checkpoint every N iterations", ge=1, free=True)
+    micro_batch_size: int = option(0, "number of blocks computed at once, to fit memory (0: chosen)", ge=0)
+    precision: str = option("auto", "auto: bfloat16 on GPUs that have it", choices=("auto", "float32", "bfloat16"))
+    device: str = option("auto", "auto: CUDA, MPS, then CPU", choices=("auto", "cpu", "cuda", "mps"), local=True)
+    gpus: str | None = option(None, "id of the GPU to use", metavar="ID", local=True)
+    overwrite: bool = option(False, "replace a run that the folder holds", local=True)
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """What to train on, for how long and how fast, in one phase or two; the phases of a run follow from it."""
+
+    data: tuple[str, ...] = option((), "text to train on, in one phase", metavar="FILE", local=True)
+    pretrain_data: tuple[str, ...] = option((), "text of the first of two phases", metavar="FILE", local=True)
+    finetune_data: tuple[str, ...] = option((), "text of the second of two phases", metavar="FILE", local=True)
+    data_weights: tuple[float, ...] = option((), "the weights of FILE:WEIGHT", **_WEIGHTS)
+    pretrain_data_weights: tuple[float, ...] = option((), "the same, first phase", **_WEIGHTS)
+    finetune_data_weights: tuple[float, ...] = option((), "the same, second phase", **_WEIGHTS)
+    max_iters: int = option(10_000, "number of iterations, in one phase", **_ITERS)
+    max_iters_pretrain: int = option(10_000, "number of iterations, first phase", **_ITERS)
+    max_iters_finetune: int = option(10_000, "number of iterations, second phase", **_ITERS)
+    lr: float = option(5e-4, "peak learning rate, in one phase", **_LR)
+    lr_pretrain: float = option(3e-4, "peak learning rate, first phase", **_LR)
+    lr_finetune: float = option(5e-4, "peak learning rate, second phase", **_LR)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is drawn; top-p is of Holtzman et al. 2020 (arXiv 1904.09751)."""
+
+    temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", ge=0.0)
+    top_k: int = option(0, "draw from the N likeliest tokens only (0: all)", ge=0)
+    top_p: float = option(1.0, "draw from the likeliest tokens whose probabilities first reach X", gt=0.0, le=1.0)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What to write, and with which model."""
+
+    model_dir: Path = option(Path("out"), "folder of the model", metavar="DIR")
+    prompt: str = option("", "text to continue; may be empty", metavar="TEXT")
+    max_new_tokens: int = option(400, "number of tokens to write, beyond the context length too", ge=1)
+    seed: int | None = option(None, "random seed (default: a new one, which is printed)", ge=0, le=2**63 - 1)
+    num_samples: int = option(1, "number of texts to write, two blank lines between them", ge=1)
+    stop_at_end: bool = option(False, "stop where the model ends a document")
 
 
 @dataclass(frozen=True)
@@ -142,6 +183,9 @@ class Phase:
     weights: tuple[float, ...] = ()  # shares of the sources in each batch; none: as much as they have
 
 
+TRAIN_PARTS = {"model": ModelConfig, "optim": OptimConfig, "run": RunConfig, "text": TextConfig}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """All of a training run. Phases follow each other; the validation text is the last phase's."""
@@ -151,122 +195,71 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
     text: TextConfig = TextConfig()
-    fingerprints: dict = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # that the texts must have, to repeat a run
 
-
-# One dial for newcomers: shape, batch, rate and horizon that belong together. Explicit flags win.
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(n_layer=4, n_embd=128, n_head=4, block_size=128, batch_size=8, dropout=0.1, lr=2e-3, iters=800),
-    "laptop": dict(n_layer=4, n_embd=192, n_head=6, block_size=256, batch_size=16, lr=1e-3, iters=2000),
-    "mission": {},
-}
+    def suffix(self, phase: Phase) -> str:
+        """What distinguishes the names of a phase's settings: `lr` in one phase, `lr_pretrain` in two."""
+        return "" if len(self.phases) == 1 else f"_{phase.name}"
 
 
 def flag(name: str) -> str:
-    """The flag of a field."""
+    """The flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
-def check_limits(name: str, value: Any, limits: Any) -> None:
-    """Refuse a value outside a field's limits."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{flag(name)}: {value} is not a number to work with")
-    if "least" in limits and value < limits["least"]:
-        raise UserError(f"{flag(name)}: {value} is too small: at least {limits['least']}")
-    if "above" in limits and not value > limits["above"]:
-        raise UserError(f"{flag(name)}: {value} is too small: it must be above {limits['above']}")
-    if "most" in limits and value > limits["most"]:
-        raise UserError(f"{flag(name)}: {value} is too large: at most {limits['most']}")
+def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Refuse a value, or an item of several, outside a setting's limits."""
+    for item in value if isinstance(value, tuple) else () if value is None else (value,):
+        if isinstance(item, float) and not math.isfinite(item):
+            raise UserError(f"`{name}`: {item} is not a number to work with")
+        for key, (fits, words) in _LIMITS.items():
+            if key in limits and not fits(item, limits[key]):
+                raise UserError(f"`{name}`: {item} is too {words} {limits[key]}")
+        if "choices" in limits and item not in limits["choices"]:
+            raise UserError(f"`{name}`: {item!r} is none of {', '.join(limits['choices'])}")
 
 
-def check_model(model: ModelConfig) -> None:
-    """Refuse a shape that cannot be built or trained, naming the flags."""
-    if model.n_embd % model.n_head or model.n_embd // model.n_head % 2:
-        fitting = [n for n in range(1, model.n_embd // 2 + 1) if model.n_embd % (2 * n) == 0]
-        nearest = min(fitting, key=lambda n: abs(n - model.n_head), default=1)
-        raise UserError(
-            f"--n-head: {model.n_head} heads do not divide a width (--n-embd) of {model.n_embd} "
-            f"into heads of an even size; {nearest} would"
-        )
-    if model.n_embd % 4:
-        raise UserError(f"--n-embd: the width must be a multiple of 4, not {model.n_embd}")
-    if model.n_kv_head and model.n_head % model.n_kv_head:
-        raise UserError(f"--n-kv-head: {model.n_kv_head} does not divide the {model.n_head} heads")
-    if model.expert_hidden % 4:
-        raise UserError(f"--expert-hidden: must be a multiple of 4, not {model.expert_hidden}")
-    if model.experts_per_token > model.n_experts:
-        raise UserError(
-            f"--experts-per-token: {model.experts_per_token} is more than the {model.n_experts} experts (--n-experts)"
-        )
-    if model.experts_per_token == 1 < model.n_experts:
-        raise UserError(
-            f"--experts-per-token: 1 of {model.n_experts} would leave the router without a gradient; "
-            "take 2 or more, or --n-experts 1 for a dense model"
-        )
-
-
-def check_fields(part: Any) -> None:
-    """Refuse a dataclass with a value outside its field's limits."""
-    for f in dataclasses.fields(part):
-        value = getattr(part, f.name)
-        if f.metadata and value is not None:
-            check_limits(f.name, value, f.metadata)
+def check(config: TrainConfig) -> None:
+    """Refuse settings outside their limits, then those that do not go together. Needs no file and no device."""
+    for part in (getattr(config, name) for name in TRAIN_PARTS):
+        for f in dataclasses.fields(part):
+            check_limits(f.name, getattr(part, f.name), f.metadata)
+    for phase in config.phases:
+        check_limits(f"max_iters{config.suffix(phase)}", phase.iters, _ITERS)
+        check_limits(f"lr{config.suffix(phase)}", phase.lr, _LR)
+    check_text(config.text)
+    if config.text.replay and len(config.phases) == 1:
+        raise UserError("`replay`: goes with `pretrain_data` and `finetune_data`")
+    check_model(config.model)
 
 
 def check_text(text: TextConfig) -> None:
     """Refuse settings of the text that do not go together."""
-    check_fields(text)
     if text.vocab_size and text.tokenizer != "bpe":
-        raise UserError(f"--vocab-size: goes with --tokenizer bpe, not {text.tokenizer}")
+        raise UserError(f"`vocab_size`: goes with `tokenizer` bpe, not {text.tokenizer}")
     if 0 < text.vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"--vocab-size: {text.vocab_size} is too small: {MIN_VOCAB_SIZE} stand for bytes and the end")
+        raise UserError(f"`vocab_size`: {text.vocab_size} is too small: {MIN_VOCAB_SIZE} stand for bytes and the end")
 
 
-def check(config: TrainConfig) -> None:
-    """All checks that need no file and no device."""
-    for part in (config.model, config.optim, config.run):
-        check_fields(part)
-    check_text(config.text)
-    if config.text.replay and len(config.phases) == 1:
-        raise UserError("--replay: goes with --pretrain-data and --finetune-data")
-    check_model(config.model)
-    for phase in config.phases:
-        suffix = "" if len(config.phases) == 1 else f"_{phase.name}"
-        check_limits(f"max_iters{suffix}", phase.iters, {"least": 1, "most": 10**8 - 1})
-        check_limits(f"lr{suffix}", phase.lr, {"above": 0.0, "most": 1.0})
-
-
-FREE = (
-    "out_dir",
-    "overwrite",
-    "device",
-    "gpus",
-    "sample_interval",
-    "checkpoint_interval",
-    "val_data",
-    "encoding",
-    "tokenizer",
-    "cache_dir",
-    "in_memory",
-    "text_field",
-    "max_unreadable",
-)
-
-
-def recorded_settings(config):
-    values = {}
-    for part in (config.text, config.model, config.optim, config.run):
-        for f in dataclasses.fields(part):
-            if f.metadata and f.name not in FREE:
-                values[f.name] = getattr(part, f.name)
-    for phase in config.phases:
-        suffix = "" if len(config.phases) == 1 else f"_{phase.name}"
-        values |= {f"max_iters{suffix}": phase.iters, f"lr{suffix}": phase.lr}
-    return values
-
-
-def settings_difference(old, new):
-    for name in [*new, *(name for name in old if name not in new)]:
-        if old.get(name) != new.get(name):
-            return f"`{name}`: {old.get(name, 'none')} there, {new.get(name, 'none')} here"
-    return ""
+def check_model(model: ModelConfig) -> None:
+    """Refuse a shape that cannot be built or trained."""
+    if model.n_embd % model.n_head or model.n_embd // model.n_head % 2:
+        fitting = [n for n in range(1, model.n_embd // 2 + 1) if model.n_embd % (2 * n) == 0]
+        nearest = min(fitting, key=lambda n: abs(n - model.n_head), default=1)
+        raise UserError(
+            f"`n_head`: {model.n_head} heads do not divide a width (`n_embd`) of {model.n_embd} "
+            f"into heads of an even size; {nearest} would"
+        )
+    for name in ("n_embd", "expert_hidden"):
+        if getattr(model, name) % 4:
+            raise UserError(f"`{name}`: must be a multiple of 4, not {getattr(model, name)}")
+    if model.n_kv_head and model.n_head % model.n_kv_head:
+        raise UserError(f"`n_kv_head`: {model.n_kv_head} does not divide the {model.n_head} heads")
+    chosen, experts = model.experts_per_token, model.n_experts
+    if chosen > experts:
+        raise UserError(f"`experts_per_token`: {chosen} is more than the {experts} experts (`n_experts`)")
+    if chosen == 1 < experts:
+        raise UserError(
+            f"`experts_per_token`: 1 of {experts} would leave the router without a gradient; "
+            "take 2 or more, or `n_experts` 1 for a dense model"
+        )

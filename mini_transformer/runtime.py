@@ -1,41 +1,56 @@
-"""Which device computes, and in which precision."""
+"""Where a process runs: device, precision, repeatability, and its lines on the terminal."""
 
+import os
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.utils import deterministic
 
 from mini_transformer.errors import UserError
 
 
-def pick_device(name: str, gpus: str | None = None, flag: str = "--gpus") -> torch.device:
-    """The device that `--device` and `--gpus` (or another flag that names a GPU) mean. Raises `UserError` without it.
+def log(line: str) -> None:
+    """Print a line, from the first process of a run only. Nobody may listen any more (`train ... | head`)."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes
+        return
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    `auto` takes CUDA, then MPS, then the CPU. Several ids are the place of distributed training, still to come.
+
+def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> torch.device:
+    """The device that the settings `device` and `gpus` mean (`setting`: the name of the latter).
+
+    `auto` takes CUDA, then MPS, then the CPU. Raises `UserError` if it is not there. Several ids are the place of
+    distributed training, still to come.
     """
     if gpus is not None:
-        return _gpu(name, gpus, flag)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no NVIDIA GPU is there for this PyTorch; take --device cpu (or auto)")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: no Apple GPU is there for this PyTorch; take --device cpu (or auto)")
-    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+        return _pick_gpu(device, gpus, setting)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(kind for kind in there if there[kind])
+    if not there[device]:
+        maker = "NVIDIA" if device == "cuda" else "Apple"
+        raise UserError(f"`device` {device}: no {maker} GPU is there for this PyTorch; take `device` cpu (or auto)")
+    return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
-def _gpu(name: str, gpus: str, flag: str) -> torch.device:
-    if name not in ("auto", "cuda"):
-        raise UserError(f"{flag} {gpus}: goes with --device cuda, not with --device {name}")
+def _pick_gpu(device: str, gpus: str, setting: str) -> torch.device:
+    if device not in ("auto", "cuda"):
+        raise UserError(f"`{setting}` {gpus}: goes with `device` cuda, not with `device` {device}")
     count = torch.cuda.device_count()
     if gpus == "all" and count == 1:
         gpus = "0"
     if gpus == "all" or "," in gpus:
-        raise UserError(f"{flag} {gpus}: training on several GPUs is not there yet; name one id, such as {flag} 0")
+        raise UserError(f"`{setting}` {gpus}: training on several GPUs is not there yet; name one id, such as 0")
     if not gpus.isdecimal():
-        raise UserError(f"{flag} {gpus}: expected the id of a GPU, such as {flag} 0")
+        raise UserError(f"`{setting}` {gpus}: expected the id of a GPU, such as 0")
     if int(gpus) >= count:
         there = "there is none" if count == 0 else f"there are {count}, ids 0 to {count - 1}"
-        raise UserError(f"{flag} {gpus}: there is no GPU of that id ({there})")
+        raise UserError(f"`{setting}` {gpus}: there is no GPU of that id ({there})")
     return torch.device("cuda", int(gpus))
 
 
@@ -46,29 +61,24 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
+def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     """The type in which matrices are multiplied. `auto`: bfloat16 on GPUs that have it in hardware, else float32."""
-    if name == "auto":
+    if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def log(line: str) -> None:
-    """Print a line."""
-    print(line, flush=True)
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 @contextmanager
-def deterministic_algorithms(device):
-    from torch.utils import deterministic
-
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+def deterministic_algorithms(device: torch.device) -> Iterator[None]:
+    """Repeatable algorithms on the CPU, where the promise of equality bit for bit holds."""
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        deterministic.fill_uninitialized_memory = False
+        # a debugging aid that costs 4% of the time
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        deterministic.fill_uninitialized_memory = before[1]
+        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]

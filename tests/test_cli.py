@@ -1,5 +1,6 @@
 """Wrong input at the door: one line that says what, where and what to do; exit code 2; nothing written."""
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mini_transformer import __version__
+from mini_transformer.settings import recorded_settings
 from tests.conftest import FABLES, ROOT, TINY
 
 Call = Callable[..., tuple[int, str, str]]
@@ -56,7 +58,13 @@ TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
             ["--data", FABLES, "--tokenizer", "CHAR", "--vocab-size", 300],
             "--vocab-size: goes with --tokenizer bpe, not char",
         ),
-        (["--data", FABLES, "--preset", "huge"], "--preset: invalid choice: 'huge'"),
+        (["--data", FABLES, "--preset", "huge"], "--recipe: 'huge' is no recipe; there are laptop, mission, tiny"),
+        (["--data", FABLES, "--recipe", "tinny"], "--recipe: 'tinny' is no recipe; did you mean tiny?"),
+        (["--data", FABLES, "--recipe", "none.toml"], "none.toml: No such file"),
+        (["--data", FABLES, "--n_layer", 5], "--n_layer: unknown flag; did you mean --n-layer?"),
+        (["--data", FABLES, "--learning_rate=1e-3"], "--learning_rate=1e-3: unknown flag; did you mean --lr?"),
+        (["--data", FABLES, "--resume"], "--resume: unknown flag; the same command continues a run"),
+        (["--data", FABLES, "--num_train_epochs", 3], "--num_train_epochs: unknown flag; see --help"),
         (["--data", FABLES, "--val-data", "none.txt"], "none.txt: no such file"),
     ],
 )
@@ -114,6 +122,10 @@ def test_an_empty_folder_of_texts_is_refused(call: Call, tmp_path: Path) -> None
         (["--top-k", -1], "--top-k: -1 is too small"),
         (["--num-samples", 0], "--num-samples: 0 is too small"),
         (["--promt", "Un"], "--promt: unknown flag; did you mean --prompt?"),
+        (["--start", "Un"], "--start: unknown flag; did you mean --prompt?"),
+        (["--max_new_tokens=5"], "--max_new_tokens=5: unknown flag; did you mean --max-new-tokens?"),
+        (["--resume"], "--resume: unknown flag; see --help"),
+        (["--device", "cpu", "--gpus", 0], "--gpus 0: goes with --device cuda"),
         (["--prompt", "a\ud800"], "the text holds a lone surrogate"),
     ],
 )
@@ -188,18 +200,42 @@ def test_help_names_every_default(command: str) -> None:
 
 
 def test_the_mission_is_the_default() -> None:
-    from mini_transformer.commands.train import train_config
+    from mini_transformer.commands.train import parse_config
 
-    config = train_config(["--data", str(FABLES)])
+    config = parse_config(["--data", str(FABLES)])
     shape = config.model.resolve(300)
     assert (shape.n_layer, shape.n_embd, shape.n_head, shape.block_size, shape.dropout) == (24, 512, 8, 256, 0.2)
     assert (shape.n_experts, shape.experts_per_token, shape.expert_hidden, shape.sliding_window) == (4, 2, 704, 256)
     assert (config.optim.batch_size, config.phases[0].iters, config.phases[0].lr) == (64, 10_000, 5e-4)
-    config = train_config([str(word) for word in TWO])
+    config = parse_config([str(word) for word in TWO])
     assert [(p.name, p.iters, p.lr) for p in config.phases] == [("pretrain", 10_000, 3e-4), ("finetune", 10_000, 5e-4)]
     assert (config.run.eval_interval, config.run.eval_iters) == (100, 200)
-    small = train_config(["--data", str(FABLES), "--preset", "laptop", "--n-layer", "2"])
-    assert (small.model.n_layer, small.model.n_embd) == (2, 192)
+    for flag in ("--recipe", "--preset"):
+        small = parse_config(["--data", str(FABLES), flag, "laptop", "--n-layer", "2"])
+        assert (small.model.n_layer, small.model.n_embd) == (2, 192)
+
+
+def test_a_recipe_serves_one_phase_and_two() -> None:
+    from mini_transformer.commands.train import parse_config
+
+    one = parse_config(["--data", str(FABLES), "--recipe", "tiny", "--lr", "1e-3"])
+    assert [(p.iters, p.lr) for p in one.phases] == [(800, 1e-3)]
+    two = parse_config([*map(str, TWO), "--recipe", "tiny", "--max-iters-finetune", "5"])
+    assert [(p.iters, p.lr) for p in two.phases] == [(800, 1.2e-3), (5, 2e-3)]
+
+
+def test_a_run_is_repeated_from_its_own_record(tmp_path: Path) -> None:
+    from mini_transformer.commands.train import parse_config
+
+    flags = ["--data", f"{FABLES}:0.7", f"{FABLES}:0.3", "--text-field", "body", "--encoding", "latin-1"]
+    config = parse_config([*flags, "--recipe", "laptop", "--seed", "3", "--out-dir", str(tmp_path), "--device", "cpu"])
+    record = {"finished": True, "settings": recorded_settings(config), "fingerprints": {"train": "ab"}}
+    (tmp_path / "run.json").write_text(json.dumps(record | {"environment": {"torch": "2"}}))
+    again = parse_config(["--data", str(FABLES), str(FABLES), "--recipe", str(tmp_path / "run.json")])
+    assert again.phases == config.phases
+    assert (again.model, again.optim, again.text) == (config.model, config.optim, config.text)
+    assert (again.run.encoding, again.run.seed, again.run.out_dir) == ("latin-1", 3, Path("out"))
+    assert again.fingerprints == {"train": "ab"}
 
 
 def test_the_scripts_work_from_any_folder(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "errors": "",
     "files": "",
     "config": "",
-    "recipes": "config",
+    "settings": "config",
+    "recipes": "config settings",
     "runtime": "config",
     "model": "config runtime",
     "text": "config runtime",
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "data": "config runtime text",
     "generation": "config runtime model text verse",
     "evaluation": "config runtime model text verse",
-    "training": "config runtime model text verse data generation evaluation",
+    "training": "config settings runtime model text verse data generation evaluation",
     "synthesis": "config runtime text data",
 }
 STILL_TO_MOVE = {"synthesis.report": "training.report"}

@@ -5,31 +5,34 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mini_transformer.cli import Parser, add_model_flags, name, path
+from mini_transformer.cli import Parser, add_fields, path
+from mini_transformer.config import GenerateConfig, RunConfig
+from mini_transformer.settings import fill
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure bits per character on a text."""
     parser = Parser(prog="evaluate", description="What it costs a model to reproduce a text: bits per character.")
-    add_model_flags(parser)
     parser.add_argument("--data", type=path, required=True, metavar="FILE", help="text to measure on")
-    parser.add_argument("--encoding", type=name, default="utf-8", help="encoding of the text file")
+    add_fields(parser, GenerateConfig, ["model_dir"])
+    add_fields(parser, RunConfig, ["encoding", "device", "gpus"])
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse(argv)
+    run, model_dir = fill(RunConfig, vars(given)), fill(GenerateConfig, vars(given)).model_dir
     from mini_transformer.data.reading import read_text
     from mini_transformer.evaluation.likelihood import measure
     from mini_transformer.generation.engine import Engine
     from mini_transformer.runtime import pick_device
 
-    text = read_text(given.data, given.encoding)
+    text = read_text(given.data, run.encoding)
     if "\r\n" in text:
         print(
             f"Warning: {given.data} has Windows line ends, which are measured as they stand; training reads them as "
             "line feeds, so save the file with these for a fair figure",
             file=sys.stderr,
         )
-    writer = Engine.load(given.model_dir, pick_device(given.device, given.gpus))
-    result = measure(writer.model, writer.tokenizer, text, str(given.data))
+    engine = Engine.load(model_dir, pick_device(run.device, run.gpus))
+    result = measure(engine.model, engine.tokenizer, text, str(given.data))
     if given.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:

@@ -1,14 +1,14 @@
-"""`prepare`: read and tokenise the texts of a run ahead of time."""
+"""`prepare`: read and tokenize the texts of a run ahead of time."""
 
 from collections.abc import Sequence
 
-from mini_transformer.commands.train import train_config
+from mini_transformer.commands.train import parse_config
 from mini_transformer.config import check
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what `train` with the same flags would do with the texts, and no more."""
-    config = train_config(argv, prog="prepare")
+    config = parse_config(argv, prog="prepare")
     check(config)
     from mini_transformer.data.prepare import prepare_data
     from mini_transformer.runtime import log

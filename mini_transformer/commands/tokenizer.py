@@ -4,9 +4,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mini_transformer.cli import Parser, name, path, tokenizer
-from mini_transformer.config import TRAINABLE_TOKENIZERS, TextConfig, check_text, option_help
+from mini_transformer.cli import Parser, add_fields, path
+from mini_transformer.config import TRAINABLE_TOKENIZERS, RunConfig, TextConfig, check_text
 from mini_transformer.errors import UserError
+from mini_transformer.settings import fill
 
 if TYPE_CHECKING:
     from mini_transformer.text.documents import Piece
@@ -22,22 +23,20 @@ def main(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--data", type=path, nargs="+", action="extend", metavar="FILE", help="texts to learn from, or to show")
-    add("--tokenizer", type=tokenizer, default="bpe", metavar="KIND", help=option_help(TextConfig, "tokenizer"))
-    add("--vocab-size", type=int, default=0, metavar="N", help=option_help(TextConfig, "vocab_size"))
-    add("--encoding", type=name, default="utf-8", help="encoding of the text files")
-    add("--text-field", type=name, default="text", metavar="NAME", help=option_help(TextConfig, "text_field"))
-    add("--out-dir", type=path, metavar="DIR", help="where the tokenizer goes")
-    add("--longest", type=int, default=10, metavar="N", help="longest tokens to show")
+    add("--out-dir", type=path, metavar="DIR", help="folder that the tokenizer is written to (default: none)")
+    add_fields(parser, TextConfig, ["tokenizer", "vocab_size", "text_field"], tokenizer="bpe")
+    add_fields(parser, RunConfig, ["encoding"])
+    add("--longest", type=int, default=10, metavar="N", help="number of longest tokens to show (default: 10)")
     given = parser.parse(argv)
-    check_text(TextConfig(tokenizer=given.tokenizer, vocab_size=given.vocab_size))
-    trained = given.tokenizer in TRAINABLE_TOKENIZERS
-    if trained and not given.data:
-        raise UserError("--data: missing; say which text to learn from, or --tokenizer FOLDER to show a ready one")
+    settings, encoding = fill(TextConfig, vars(given)), fill(RunConfig, vars(given)).encoding
+    check_text(settings)
+    if settings.tokenizer in TRAINABLE_TOKENIZERS and not given.data:
+        raise UserError("`data`: missing; say which text to learn from, or `tokenizer` FOLDER to show a ready one")
     from mini_transformer.data.reading import ReaderConfig
     from mini_transformer.data.sources import Sources, nothing_to_learn
     from mini_transformer.text.pretrained import make_tokenizer
 
-    reader = ReaderConfig(given.encoding, given.text_field)
+    reader = ReaderConfig(encoding, settings.text_field)
 
     def pieces() -> "Iterator[Piece]":
         return Sources(given.data or (), reader).stream()
@@ -45,16 +44,16 @@ def main(argv: Sequence[str]) -> int:
     if given.data and next(pieces(), None) is None:
         raise nothing_to_learn(given.data)
     texts = (piece.text for piece in pieces())
-    made = make_tokenizer(given.tokenizer, given.vocab_size, texts, progress=sys.stderr.isatty())
+    made = make_tokenizer(settings.tokenizer, settings.vocab_size, texts, progress=sys.stderr.isatty())
     if given.out_dir is not None:
         if (given.out_dir / "run.json").exists():
             raise UserError(
-                f"--out-dir: {given.out_dir} holds a run, whose tokenizer belongs to its model; take another folder"
+                f"`out_dir`: {given.out_dir} holds a run, whose tokenizer belongs to its model; take another folder"
             )
         try:
             made.save(given.out_dir)
         except OSError as error:
-            raise UserError(f"--out-dir: {given.out_dir} cannot be written ({error.strerror})") from None
+            raise UserError(f"`out_dir`: {given.out_dir} cannot be written ({error.strerror})") from None
         # a folder of the name of a kind must not be taken for the kind
         where = f"./{given.out_dir}" if str(given.out_dir).lower() in TRAINABLE_TOKENIZERS else given.out_dir
         print(f"The tokenizer is in {given.out_dir}: train with --tokenizer {where}")
@@ -73,7 +72,7 @@ def _show(tokenizer: "Tokenizer", pieces: "Iterable[Piece]", longest: int) -> No
         ids = tokenizer.encode(piece.text)
         tokens, characters, documents = tokens + len(ids), characters + len(piece.text), documents + piece.last
         if tokenizer.decode(ids.tolist()) != piece.text:
-            raise UserError(f"--tokenizer: the text that begins {piece.text[:40]!r} does not come back unchanged")
+            raise UserError(f"`tokenizer`: the text that begins {piece.text[:40]!r} does not come back unchanged")
     if documents:
         print(f"Characters per token: {characters / tokens:.3f} ({characters:,} characters, {tokens:,} tokens)")
         print(f"Round trip: all {documents:,} documents come back unchanged")

@@ -1,52 +1,57 @@
 """`train`: flags to settings, then the run."""
 
 import argparse
-import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields
-from mini_transformer.config import PRESETS, ModelConfig, OptimConfig, Phase, RunConfig, TextConfig, TrainConfig, flag
+from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, name
+from mini_transformer.config import ModelConfig, OptimConfig, PhaseSettings, RunConfig, TextConfig, TrainConfig
 from mini_transformer.errors import UserError
+from mini_transformer.recipes import Recipe, load_recipe, recipe_names
+from mini_transformer.settings import train_config
 
-ITERS, LR, LR_PRETRAIN = 10_000, 5e-4, 3e-4
 NUMBER = r"\d+(\.\d*)?|\.\d+"
-PRESET_HELP = (
-    "shape, batch, rate and length that suit each other: tiny (minutes on two CPU cores), laptop (under an hour), "
-    "mission (24 layers of width 512, for a GPU; the default)"
+TRAIN = (
+    "Train a small GPT-OSS-style language model on your texts, in one phase (--data) or two (--pretrain-data, then "
+    "--finetune-data). The same command continues a run that was stopped."
 )
+PREPARE = "Read and tokenize the texts of a run ahead of time. The flags are those of train."
 
 
 def train_parser(prog: str = "train") -> Parser:
-    """The flags of `train.py`."""
-    purpose = "Train a small GPT-OSS-style language model on your texts, in one phase (--data) or two "
-    purpose += "(--pretrain-data, then --finetune-data). The same command continues a run that was stopped."
-    if prog == "prepare":
-        purpose = "Read and tokenise the texts of a run ahead of time. The flags are those of train."
-    parser = Parser(
-        prog=prog,
-        description=purpose,
-        formatter_class=argparse.HelpFormatter,
-    )
-    text = parser.add_argument_group("Text: files, folders of .txt files, patterns; FILE:WEIGHT for a mixture")
-    for name, help in (
-        ("--data", "text to train on, in one phase"),
-        ("--pretrain-data", "text of the first of two phases"),
-        ("--finetune-data", "text of the second of two phases"),
-    ):
-        text.add_argument(name, nargs="+", action="extend", metavar="FILE", help=help)
-    length = parser.add_argument_group("Length and rate of the phases")
-    length.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
-    length.add_argument("--max-iters", type=int, metavar="N", help=f"iterations of --data (default: {ITERS})")
-    length.add_argument("--lr", type=float, metavar="X", help=f"peak learning rate of --data (default: {LR})")
-    for phase, lr in (("pretrain", LR_PRETRAIN), ("finetune", LR)):
-        length.add_argument(f"--max-iters-{phase}", type=int, metavar="N", help=f"(default: {ITERS})")
-        length.add_argument(f"--lr-{phase}", type=float, metavar="X", help=f"(default: {lr})")
-    for part in (TextConfig, ModelConfig, OptimConfig, RunConfig):
-        add_fields(parser, part)
+    """The flags of `train.py`, the most used first."""
+    usage = f"{prog} --data FILE [flags]\n       {prog} --pretrain-data FILE --finetune-data FILE [flags]"
+    parser = Parser(prog=prog, usage=usage, description=PREPARE if prog == "prepare" else TRAIN)
+    text = parser.add_argument_group("Text", "files, folders of .txt files, patterns; FILE:WEIGHT in a mixture")
+    add_fields(text, PhaseSettings, ["data", "pretrain_data", "finetune_data"])
+    add_fields(text, RunConfig, ["val_data"])
+    add_fields(text, TextConfig)
+    add_fields(text, RunConfig, ["encoding"])
+    length = parser.add_argument_group("Recipe, length and learning rate")
+    recipes = "; ".join(f"{name}: {load_recipe(name).about}" for name in recipe_names())
+    help = f"settings that suit each other ({recipes}), a .toml file, or the run.json of a run to repeat; flags win"
+    length.add_argument("--recipe", "--preset", type=name, metavar="NAME|FILE", help=help, default=argparse.SUPPRESS)
+    add_fields(length, PhaseSettings, ["max_iters", "max_iters_pretrain", "max_iters_finetune"])
+    add_fields(length, PhaseSettings, ["lr", "lr_pretrain", "lr_finetune"])
+    add_fields(parser.add_argument_group("Model"), ModelConfig)
+    add_fields(parser.add_argument_group("Optimization"), OptimConfig)
+    run = parser.add_argument_group("Run")
+    add_fields(run, RunConfig, ["out_dir", "overwrite", "device", "gpus", "precision", "micro_batch_size", "seed"])
+    add_fields(run, RunConfig, ["eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"])
     return parser
+
+
+def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
+    """The settings that the flags of `train.py` mean."""
+    given = vars(train_parser(prog).parse(argv))
+    recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
+    if split_weight(str(given.get("val_data", "")))[1]:
+        raise UserError(f"`val_data`: {given['val_data']}: takes no weight; name the file alone")
+    for data in ("data", "pretrain_data", "finetune_data"):
+        if data in given:
+            given[data], given[f"{data}_weights"] = sources(given[data], data)
+    return train_config(given, recipe.settings, recipe.fingerprints)
 
 
 def split_weight(word: str) -> tuple[str, str]:
@@ -61,67 +66,21 @@ def sources(words: Sequence[str], name: str) -> tuple[tuple[Path, ...], tuple[fl
 
     Raises `UserError` for a weight that is no number above 0, and where some sources have one and others have none.
     """
-    paths, weights = [], []
-    for word in words:
-        path, weight = split_weight(word)
+    split = [split_weight(word) for word in words]
+    for word, (path, weight) in zip(words, split, strict=True):
         if not path:
-            raise UserError(f"{flag(name)}: {word!r}: an empty name")
-        if weight:
-            if not re.fullmatch(NUMBER, weight) or not float(weight) > 0:
-                raise UserError(f"{flag(name)}: {word}: a weight must be above 0, a number such as 0.7")
-            weights.append(float(weight))
-        paths.append(Path(path))
-    if weights and len(weights) < len(paths):
-        raise UserError(f"{flag(name)}: give every source a weight, or none (FILE:0.7 FILE:0.3)")
-    return tuple(paths), tuple(weights)
-
-
-def train_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
-    """The settings that the flags of `train.py` mean: flags first, then the preset, then the defaults."""
-    given = vars(train_parser(prog).parse(argv))
-    preset = PRESETS[given.pop("preset") or "mission"]
-
-    def part(kind: Any) -> Any:
-        names = [f.name for f in dataclasses.fields(kind) if f.metadata]
-        return kind(**{name: (preset | given)[name] for name in names if name in preset | given})
-
-    iters, lr = preset.get("iters", ITERS), preset.get("lr", LR)
-
-    def phase(name: str, suffix: str, usual_lr: float) -> Phase:
-        def value(key: str, usual: Any) -> Any:
-            return usual if given[key + suffix] is None else given[key + suffix]
-
-        paths, weights = sources(given[f"{name}_data"], "data" if not suffix else f"{name}_data")
-        return Phase(name, paths, value("max_iters", iters), value("lr", usual_lr), weights)
-
-    two = given["pretrain_data"], given["finetune_data"]
-    wrong = ["max_iters_pretrain", "max_iters_finetune", "lr_pretrain", "lr_finetune"]
-    if given["data"] and any(two):
-        raise UserError("--data: one phase, or --pretrain-data and --finetune-data for two; not both")
-    if given["data"]:
-        given["train_data"] = given["data"]
-        phases: tuple[Phase, ...] = (phase("train", "", lr),)
-    elif all(two):
-        lr_pretrain = lr * LR_PRETRAIN / LR
-        phases = (phase("pretrain", "_pretrain", lr_pretrain), phase("finetune", "_finetune", lr))
-        wrong = ["max_iters", "lr"]
-    elif any(two):
-        missing = "--finetune-data" if two[0] else "--pretrain-data"
-        raise UserError(f"{missing}: missing; training in two phases needs both texts (for one phase, use --data)")
-    else:
-        raise UserError("--data: missing; say which text to train on, such as --data fables.txt")
-    for name in wrong:
-        if given[name] is not None:
-            other = "two phases" if len(phases) == 1 else "one phase (--data)"
-            raise UserError(f"{flag(name)}: belongs to training in {other}")
-    if given.get("val_data") and split_weight(str(given["val_data"]))[1]:
-        raise UserError(f"--val-data: {given['val_data']}: takes no weight; name the file alone")
-    return TrainConfig(phases, part(ModelConfig), part(OptimConfig), part(RunConfig), part(TextConfig))
+            raise UserError(f"`{name}`: {word!r}: an empty name")
+        if weight and not (re.fullmatch(NUMBER, weight) and float(weight) > 0):
+            raise UserError(f"`{name}`: {word}: a weight must be above 0, a number such as 0.7")
+    weights = tuple(float(weight) for _, weight in split if weight)
+    if weights and len(weights) < len(split):
+        raise UserError(f"`{name}`: give every source a weight, or none (FILE:0.7 FILE:0.3)")
+    return tuple(Path(path) for path, _ in split), weights
 
 
 def main(argv: Sequence[str]) -> int:
     """Train a model, or go on with a run that was stopped."""
-    config = train_config(argv)
+    config = parse_config(argv)
     from mini_transformer.training.run import train as run
     from mini_transformer.training.trainer import Stopped
 

@@ -126,7 +126,7 @@ def _csv(path: Path, reader: ReaderConfig) -> Iterator[Any]:
         return
     # semicolons are what Excel writes where the comma is the decimal point
     separators = "\t" if ".tsv" in path.name.lower() else ",;\t"
-    headers = [next(csv.reader([first], delimiter=separator), []) for separator in separators]
+    headers: list[list[str]] = [next(csv.reader([first], delimiter=separator), []) for separator in separators]
     header = next((names for names in headers if reader.text_field in names), None)
     if header is None:
         raise missing_field(path, reader.text_field, max(headers, key=len))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from mini_transformer.config import SamplingConfig
 from mini_transformer.errors import UserError
-from mini_transformer.generation.sampling import SamplingConfig, sample
+from mini_transformer.generation.sampling import sample
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.kv_cache import KVCache
 from mini_transformer.model.pretrained import CONFIG, read_model, read_suppress_tokens

@@ -1,24 +1,10 @@
 """From logits to the next token: temperature, top-k, top-p."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from mini_transformer.config import SamplingConfig
 from mini_transformer.errors import UserError
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How a token is drawn.
-
-    temperature: divides the logits; 0 takes the likeliest token. top_k: only the k likeliest (0: all). top_p: only the
-    likeliest whose probabilities first reach p together (Holtzman et al. 2020, arXiv 1904.09751; 1: all).
-    """
-
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from mini_transformer.config import TrainConfig, check, recorded_settings
+from mini_transformer.config import TrainConfig, check
 from mini_transformer.data.prepare import TrainingData, prepare_data
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import describe_device, deterministic_algorithms, log, pick_device, pick_precision
+from mini_transformer.settings import recorded_settings
 from mini_transformer.training.metrics import duration
 from mini_transformer.training.optimizer import update_router_bias
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment

@@ -11,10 +11,10 @@ from typing import IO, Any
 import torch
 
 import mini_transformer
-from mini_transformer.config import settings_difference
 from mini_transformer.errors import UserError
 from mini_transformer.files import read_json, try_lock, write_json
 from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
+from mini_transformer.settings import settings_difference
 from mini_transformer.training.checkpoint import Checkpoints
 
 RUN, METRICS, CURVE = "run.json", "metrics.jsonl", "loss_curve.png"

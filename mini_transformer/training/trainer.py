@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mini_transformer.config import Phase, TrainConfig
+from mini_transformer.config import Phase, SamplingConfig, TrainConfig
 from mini_transformer.data.prepare import TrainingData
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.generation.engine import Engine
-from mini_transformer.generation.sampling import SamplingConfig
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import log

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mini_transformer.commands.train import sources, train_config
+from mini_transformer.commands.train import parse_config, sources
 from mini_transformer.data.prepare import prepare_data
 from mini_transformer.errors import UserError
 from tests.conftest import FABLES
@@ -21,7 +21,7 @@ def texts(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def share(config_words: list[object], phase: int, letter: str) -> float:
-    data = prepare_data(train_config([str(word) for word in config_words]))
+    data = prepare_data(parse_config([str(word) for word in config_words]))
     batches, wanted = data.phases[phase].batches, data.tokenizer.encode(letter)[0]
     shown = [(batches.batch(i, 10, 32)[0] == wanted).float().mean().item() for i in range(100)]
     return sum(shown) / len(shown)
@@ -46,7 +46,7 @@ def test_sources_and_weights(tmp_path: Path) -> None:
 
     assert sources(["7"], "data") == ((Path("7"),), ())
     with pytest.raises(UserError, match=r"^--val-data: .*a\.txt:0\.5: takes no weight; name the file alone"):
-        train_config(["--data", "a.txt", "--val-data", f"{tmp_path / 'a.txt'}:0.5"])
+        parse_config(["--data", "a.txt", "--val-data", f"{tmp_path / 'a.txt'}:0.5"])
 
 
 @pytest.mark.parametrize("in_memory", [0, 10**8])
@@ -75,7 +75,7 @@ def test_a_small_source_may_be_shorter_than_a_block(tmp_path: Path, texts: tuple
     assert code == 0
     assert "8,069 characters, 8,027 tokens, 21 documents" in out
     data = prepare_data(
-        train_config([str(w) for w in ("--data", f"{texts[0]}:0.9", f"{tmp_path / 'c.txt'}:0.1", *flags)])
+        parse_config([str(w) for w in ("--data", f"{texts[0]}:0.9", f"{tmp_path / 'c.txt'}:0.1", *flags)])
     )
     assert data.block_size == 64
 

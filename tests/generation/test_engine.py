@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mini_transformer.config import ModelConfig
+from mini_transformer.config import ModelConfig, SamplingConfig
 from mini_transformer.generation.engine import Engine, context_start, generate_tokens
-from mini_transformer.generation.sampling import SamplingConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 

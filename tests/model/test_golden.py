@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from mini_transformer.config import SamplingConfig
 from mini_transformer.generation.engine import generate_tokens
-from mini_transformer.generation.sampling import SamplingConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import read_model
 from mini_transformer.model.sdpa import sdpa_reference

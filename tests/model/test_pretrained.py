@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mini_transformer.config import RopeConfig
+from mini_transformer.config import RopeConfig, SamplingConfig
 from mini_transformer.errors import UserError
 from mini_transformer.evaluation.likelihood import measure
 from mini_transformer.generation.engine import Engine, generate_tokens
-from mini_transformer.generation.sampling import SamplingConfig
 from mini_transformer.model.pretrained import (
     CONFIG,
     GENERATION,

@@ -26,8 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mini_transformer.errors import UserError
-from mini_transformer.runtime import describe_device as describe
-from mini_transformer.runtime import pick_device, pick_precision
+from mini_transformer.runtime import describe_device, pick_device, pick_precision
 from mini_transformer.synthesis.backends import Output, Task
 from mini_transformer.synthesis.prompts import Prompt
 from mini_transformer.synthesis.settings import SynthesisConfig
@@ -59,10 +58,10 @@ class LocalEngine:
         """`say` prints a line for people."""
         self.room = config.batch
         self._config, self._say, self._warned = config, say, False
-        self._device = pick_device(config.device, config.gpu, "--gpu")
+        self._device = pick_device(config.device, config.gpu, "gpu")
         self._precision = pick_precision("auto", self._device)
         kind = config.quantize or str(self._precision).removeprefix("torch.")
-        self.place = f"{describe(self._device)}, {kind}"
+        self.place = f"{describe_device(self._device)}, {kind}"
         if config.quantize:
             _check_quantization(self._device)
         logging.set_verbosity_error()

@@ -1,0 +1,71 @@
+"""Recipes: settings that belong together, as TOML files, each with the result that was measured with it."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mini_transformer.errors import UserError, did_you_mean
+from mini_transformer.settings import find_setting, to_type
+
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings by name, and the fingerprints of the texts that they are for, where it repeats a run."""
+
+    name: str = ""
+    about: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(file.name[:-5] for file in resources.files(__name__).iterdir() if file.name.endswith(".toml"))
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """A recipe of the package by its name, a file of one's own (.toml), or a run's own `run.json`.
+
+    Raises `UserError` if there is none, or if it is not what a recipe should be.
+    """
+    name, names = str(name_or_file), recipe_names()
+    if name in names:
+        return _parse(name, (resources.files(__name__) / f"{name}.toml").read_bytes())
+    if not name.endswith((".toml", ".json")):
+        hint = did_you_mean(name, names, f"; there are {', '.join(names)}, or name a .toml file or a run.json")
+        raise UserError(f"`recipe`: {name!r} is no recipe{hint}")
+    with open(name, "rb") as file:
+        return _parse(name, file.read(MAX_BYTES + 1))
+
+
+def _parse(name: str, content: bytes) -> Recipe:
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{name}: too large for a recipe")
+    of_run = name.endswith(".json")
+    try:
+        table = (json.loads if of_run else tomllib.loads)(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: cannot be read as {'JSON' if of_run else 'TOML'} ({error})") from None
+    if not isinstance(table, dict) or not isinstance(table.get("settings"), dict):
+        raise UserError(f"{name}: no recipe: it has no table of settings")
+    if unknown := [key for key in table if key not in ("about", "settings", "measured") and not of_run]:
+        raise UserError(f"{name}: {unknown[0]}: unknown; settings stand below [settings]")
+    about, fingerprints, settings = table.get("about", ""), table.get("fingerprints", {}), {}
+    if not isinstance(about, str):
+        raise UserError(f"{name}: about: expected a text")
+    if not isinstance(fingerprints, dict) or not all(isinstance(value, str) for value in fingerprints.values()):
+        raise UserError(f"{name}: fingerprints: expected a table of texts")
+    try:
+        for key, value in table["settings"].items():
+            if find_setting(key).metadata.get("local"):
+                raise UserError(f"`{key}`: concerns one machine or one call: give it as a flag")
+            settings[key] = to_type(find_setting(key), value)
+    except UserError as error:  # a setting in a file is no flag
+        raise UserError(f"{name}: {str(error).replace('`', '')}") from None
+    return Recipe(name, about, settings, fingerprints)

@@ -1,0 +1,111 @@
+"""Settings by name: what flags, a recipe or a Python call give becomes a `TrainConfig`, which a run records again."""
+
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from mini_transformer.config import TRAIN_PARTS, Phase, PhaseSettings, TrainConfig, check_limits
+from mini_transformer.errors import UserError, did_you_mean
+
+SETTINGS = {f.name: f for part in (PhaseSettings, *TRAIN_PARTS.values()) for f in fields(part) if f.metadata}
+ONE_PHASE: tuple[str, ...] = ("max_iters", "lr", "data_weights")
+TWO_PHASES: tuple[str, ...] = ("max_iters_pretrain", "max_iters_finetune", "lr_pretrain", "lr_finetune")
+TWO_PHASES += ("pretrain_data_weights", "finetune_data_weights")
+Part = TypeVar("Part")
+
+
+def find_setting(name: str) -> "Field[Any]":
+    """The declaration of a setting of a training run. Raises `UserError` if there is none of this name."""
+    if name not in SETTINGS:
+        raise UserError(f"`{name}`: unknown setting{did_you_mean(name.replace('-', '_'), SETTINGS)}")
+    return SETTINGS[name]
+
+
+def to_type(setting: "Field[Any]", value: Any) -> Any:
+    """A value in its setting's type. Raises `UserError` if it does not fit it, or its limits."""
+    kind = (get_args(setting.type) or (setting.type,))[0]  # of `Path | None`: Path
+    several = get_origin(setting.type) is tuple
+    items = value if several and isinstance(value, list | tuple) else [value]
+    accepted = {float: int | float, Path: str | Path, str: str | Path}.get(kind, kind)
+    for item in items:
+        if not isinstance(item, accepted) or isinstance(item, bool) is not (kind is bool):
+            expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")
+            raise UserError(f"`{setting.name}`: {item!r:.80}: expected {expected}")
+        if isinstance(item, int) and item.bit_length() > 64:
+            raise UserError(f"`{setting.name}`: the number is too large")
+        if item == "" and setting.default != "":
+            raise UserError(f"`{setting.name}`: an empty name")
+    value = tuple(map(kind, items)) if several else kind(value)
+    check_limits(setting.name, value, setting.metadata)
+    return value
+
+
+def fill(part: type[Part], values: Mapping[str, Any]) -> Part:
+    """A dataclass of settings from those of the values that are its own; the others keep their defaults."""
+    settings = [f for f in fields(part) if f.metadata and values.get(f.name) is not None]  # type: ignore[arg-type]
+    return part(**{f.name: to_type(f, values[f.name]) for f in settings})
+
+
+def train_config(
+    given: Mapping[str, Any], recipe: Mapping[str, Any] | None = None, fingerprints: Mapping[str, str] | None = None
+) -> TrainConfig:
+    """What settings by name mean: those given, then the recipe's, then the defaults.
+
+    The data that is given decides between one phase and two; what a recipe says for the other case does not apply.
+    Raises `UserError` for an unknown name, for a wrong value, and for settings of both cases.
+    """
+    for name in given:
+        find_setting(name)
+    given = {name: value for name, value in given.items() if value not in (None, [], ())}
+    two = [name in given for name in ("pretrain_data", "finetune_data")]
+    if "data" in given and any(two):
+        raise UserError("`data`: one phase, or `pretrain_data` and `finetune_data` for two; not both")
+    if any(two) and not all(two):
+        missing = "finetune_data" if two[0] else "pretrain_data"
+        raise UserError(f"`{missing}`: missing; training in two phases needs both texts (for one phase, use `data`)")
+    if "data" not in given and not any(two):
+        raise UserError("`data`: missing; say which text to train on, such as fables.txt")
+    names, foreign = (("pretrain", "finetune"), ONE_PHASE) if all(two) else (("train",), TWO_PHASES)
+    if wrong := [name for name in foreign if name in given]:
+        raise UserError(f"`{wrong[0]}`: belongs to training in {'one phase (`data`)' if all(two) else 'two phases'}")
+    foreign += () if all(two) else ("replay",)
+    values = {name: value for name, value in (recipe or {}).items() if name not in foreign} | given
+    phases = [_phase(fill(PhaseSettings, values), name) for name in names]
+    parts: dict[str, Any] = {name: fill(part, values) for name, part in TRAIN_PARTS.items()}
+    return TrainConfig(tuple(phases), **parts, fingerprints=fingerprints or {})
+
+
+def _phase(settings: PhaseSettings, name: str) -> Phase:
+    data, suffix = ("data", "") if name == "train" else (f"{name}_data", f"_{name}")
+    paths, weights = tuple(map(Path, getattr(settings, data))), getattr(settings, f"{data}_weights")
+    if weights and len(weights) != len(paths):
+        raise UserError(f"`{data}`: {len(weights)} weights for {len(paths)} sources")
+    return Phase(name, paths, getattr(settings, f"max_iters{suffix}"), getattr(settings, f"lr{suffix}"), weights)
+
+
+def recorded_settings(config: TrainConfig) -> dict[str, Any]:
+    """Every setting of a run by its name, as JSON; given as a recipe together with the same texts, they repeat the run.
+
+    Texts are not among them: their fingerprints are compared. Of a tokenizer's folder, only the name is recorded.
+    """
+    values: dict[str, Any] = {}
+    for phase in config.phases:
+        suffix = config.suffix(phase)
+        values |= {f"max_iters{suffix}": phase.iters, f"lr{suffix}": phase.lr}
+        if phase.weights:
+            values[f"{phase.name}_data_weights" if suffix else "data_weights"] = list(phase.weights)
+    for part in (getattr(config, name) for name in TRAIN_PARTS):
+        settings = (f for f in fields(part) if f.metadata and not f.metadata.get("local"))
+        values |= {f.name: getattr(part, f.name) for f in settings}
+    folder = Path(config.text.tokenizer)
+    return values | {"tokenizer": folder.name if folder.exists() else config.text.tokenizer}
+
+
+def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first recorded setting that makes two runs different ones, in words; empty if none does."""
+    for name in dict.fromkeys([*here, *there]):
+        about = SETTINGS[name].metadata if name in SETTINGS else {}
+        if there.get(name) != here.get(name) and not (about.get("free") or about.get("local")):
+            return f"`{name}`: {there.get(name, 'none')} there, {here.get(name, 'none')} here"
+    return ""
