@@ -129,7 +129,7 @@ def _csv(path: Path, reader: ReaderConfig) -> Iterator[Any]:
     headers: list[list[str]] = [next(csv.reader([first], delimiter=separator), []) for separator in separators]
     header = next((names for names in headers if reader.text_field in names), None)
     if header is None:
-        raise missing_field(path, reader.text_field, max(headers, key=len))
+        raise missing_field(path, reader.text_field, sorted(headers, key=len)[-1])
     rows = csv.reader(lines, delimiter=separators[headers.index(header)], strict=True)
     try:
         for row in rows:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import torch
 
-import mini_transformer
+from mini_transformer import __version__
 from mini_transformer.errors import UserError
 from mini_transformer.files import read_json, try_lock, write_json
 from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
@@ -29,7 +29,7 @@ Record = dict[str, Any]  # "settings" and "fingerprints" of a run
 def describe_environment(device: str, precision: torch.dtype) -> dict[str, Any]:
     """What "bit for bit" depends on beside the settings."""
     return {
-        "version": mini_transformer.__version__,
+        "version": __version__,
         "torch": torch.__version__,
         "device": device,
         "precision": str(precision).removeprefix("torch."),
