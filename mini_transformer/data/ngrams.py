@@ -7,7 +7,7 @@ import functools
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +36,6 @@ def word_runs(text: str, length: int = RUN) -> list[str]:
     """All runs of `length` words of a text, in order, joined by spaces."""
     found = words(text)
     return [" ".join(found[i : i + length]) for i in range(len(found) - length + 1)]
-
-
-def all_word_runs(texts: Iterable[str], length: int = RUN) -> set[str]:
-    """The distinct runs of several texts; none reaches from one text into the next."""
-    return set().union(*(word_runs(text, length) for text in texts))
-
-
-def shared_run(text: str, runs: set[str], length: int = RUN) -> str | None:
-    """The first run of `text` that is among `runs`, or None."""
-    return next((run for run in word_runs(text, length) if run in runs), None)
 
 
 def _mixed(values: Hashes) -> Hashes:
@@ -112,66 +102,56 @@ class Contamination:
 
 
 class ContaminationCheck:
-    """Counts the runs that validation and training text share, in bounded memory: all validation text comes first.
+    """Counts the runs that validation and training text share, in bounded memory.
 
-    Of more runs than `max_runs` an even sample is taken, the same of both texts; then the counts are the sample's.
+    Validation text comes first, then `search` is called, then comes training text. Of more validation runs than
+    `max_runs` an even sample is taken, the same of both texts; then the counts are the sample's.
     """
 
     def __init__(self, max_runs: int = MAX_RUNS) -> None:
         self._max_runs = max_runs
-        self._known = np.empty(0, dtype=np.uint64)
+        self._known = np.empty(0, dtype=np.uint64)  # hashes of the validation text, sorted
+        self._fresh: list[Hashes] = []  # those that are not among them yet
         self._mask = np.uint64(0)  # a hash is in the sample if it has no bit of the mask
-        self._fresh: list[Hashes] = []  # those of the validation text that are not in `_known` yet
         self._found: NDArray[np.bool] | None = None  # of `_known`; None as long as validation text comes
         self._texts: list[str] = []  # short texts are hashed together
         self._size = 0
 
-    def add_validation(self, text: str) -> None:
-        """Take in a piece of validation text."""
-        assert self._found is None
-        if self._is_group(text):
-            self._remember()
+    def add(self, text: str, is_validation: bool) -> None:
+        """Take in a piece of text: validation text before `search`, training text after it, else it is ignored."""
+        if is_validation == (self._found is None):
+            self._texts.append(text)
+            self._size += len(text)
+            if self._size >= GROUP:
+                self._flush()
 
-    def add_training(self, text: str) -> None:
-        """Take in a piece of training text."""
-        if self._found is None:
-            self._remember(last=True)
-        if self._is_group(text):
-            self._look_up()
+    def search(self) -> None:
+        """From now on, look for the runs of the validation text."""
+        self._flush()
+        self._merge()
+        self._found = np.zeros(len(self._known), dtype=bool)
+        self._likely = np.zeros(1 << 24, dtype=bool)
+        self._likely[self._known >> _SHIFT] = True
 
     def result(self) -> Contamination:
-        """The count, after all text."""
+        """The counts, after all text."""
+        self._flush()
+        return Contamination(0 if self._found is None else int(self._found.sum()), len(self._known))
+
+    def _flush(self) -> None:
+        new = run_hashes(self._texts)
+        self._texts, self._size = [], 0
         if self._found is None:
-            self._remember(last=True)
-        self._look_up()
-        assert self._found is not None
-        return Contamination(int(self._found.sum()), len(self._known))
+            self._fresh.append(new[new & self._mask == 0])
+            if sum(map(len, self._fresh)) > self._max_runs:
+                self._merge()
+        elif len(self._known):
+            new = new[self._likely[new >> _SHIFT]]
+            places = np.minimum(np.searchsorted(self._known, new), len(self._known) - 1)
+            self._found[places[self._known[places] == new]] = True
 
-    def _is_group(self, text: str) -> bool:
-        self._texts.append(text)
-        self._size += len(text)
-        return self._size >= GROUP
-
-    def _hashes(self) -> Hashes:
-        texts, self._texts, self._size = self._texts, [], 0
-        return run_hashes(texts)
-
-    def _remember(self, last: bool = False) -> None:
-        new = self._hashes()
-        self._fresh.append(new[new & self._mask == 0])
-        if last or sum(map(len, self._fresh)) > self._max_runs:
-            self._known, self._fresh = np.unique(np.concatenate([self._known, *self._fresh])), []
-            while len(self._known) > self._max_runs:
-                self._mask = self._mask << np.uint64(1) | np.uint64(1)
-                self._known = self._known[self._known & self._mask == 0]
-        if last:
-            self._found = np.zeros(len(self._known), dtype=bool)
-            self._likely = np.zeros(1 << 24, dtype=bool)
-            self._likely[self._known >> _SHIFT] = True
-
-    def _look_up(self) -> None:
-        assert self._found is not None
-        new = self._hashes()
-        new = new[self._likely[new >> _SHIFT]] if len(self._known) else new[:0]
-        places = np.minimum(np.searchsorted(self._known, new), max(0, len(self._known) - 1))
-        self._found[places[self._known[places] == new]] = True
+    def _merge(self) -> None:
+        self._known, self._fresh = np.unique(np.concatenate([self._known, *self._fresh])), []
+        while len(self._known) > self._max_runs:
+            self._mask = self._mask << np.uint64(1) | np.uint64(1)
+            self._known = self._known[self._known & self._mask == 0]

@@ -9,8 +9,10 @@ import lzma
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from errno import EISDIR, ENOENT
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mini_transformer.errors import UserError
 
@@ -46,29 +48,21 @@ def is_compressed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSED
 
 
-def _open(path: Path) -> IO[bytes]:
-    """A file of bytes, decompressed if its name says so."""
-    return COMPRESSED.get(path.suffix.lower(), open)(path, "rb")
-
-
 def read_chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, decompressed, in chunks. Raises `UserError` if it is missing, damaged or unreadable."""
     try:
-        with _open(path) as file:
+        with COMPRESSED.get(path.suffix.lower(), open)(path, "rb") as file:
             while chunk := file.read(CHUNK):
                 yield chunk
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not a text file") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except UserError:
         raise
     except Exception as error:  # each compression has its own errors
-        if is_compressed(path) and getattr(error, "errno", None) is None:
-            raise UserError(f"{path}: cut short or damaged ({error})") from None
-        if not isinstance(error, OSError):
+        why = {ENOENT: "no such file", EISDIR: "is a folder, not a text file"}.get(getattr(error, "errno", 0) or 0)
+        if why is None and is_compressed(path) and getattr(error, "errno", None) is None:
+            why = f"cut short or damaged ({error})"
+        if why is None and not isinstance(error, OSError):
             raise
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: {why or f'cannot be read ({error})'}") from None
 
 
 def find_codec(encoding: str) -> codecs.CodecInfo:
@@ -84,34 +78,23 @@ def find_codec(encoding: str) -> codecs.CodecInfo:
 
 def decode(path: Path, encoding: str) -> Iterator[str]:
     """The text of a file as is, in chunks. Raises `UserError` if it is not text of that encoding."""
-    codec = find_codec(encoding)
+    codec, offset = find_codec(encoding), 0
     decoder, wide = codec.incrementaldecoder(), codec.name.startswith(_WIDE)
-    offset, utf_16 = 0, False
-
-    def error(what: str) -> UserError:
-        if utf_16 and not wide:
-            return UserError(f"{path}: not {encoding}: it begins as UTF-16 does; `encoding` utf-16 reads it")
-        return UserError(f"{path}: {what}")
-
-    def decoded(data: bytes, final: bool) -> str:
-        pending = decoder.getstate()[0]
-        advice = "if the file is in another encoding, name it (for example `encoding` latin-1)"
-        try:
-            return decoder.decode(data, final)
-        except UnicodeDecodeError as fault:
-            place, byte = offset - len(pending) + fault.start, fault.object[fault.start]
-            raise error(f"not {encoding}: byte 0x{byte:02x} at offset {place}; {advice}") from None
-        except UnicodeError as fault:  # UTF-16 or UTF-32 without the mark at its beginning
-            raise error(f"not {encoding} ({fault}); {advice}") from None
-
-    for chunk in read_chunks(path):
-        if offset == 0:
-            utf_16 = chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for chunk in chain(read_chunks(path), (b"",)):
+        if not wide and not offset and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(f"{path}: not {encoding}: it begins as UTF-16 does; `encoding` utf-16 reads it")
         if not wide and b"\0" in chunk:
-            raise error(f"a binary file (zero byte at offset {offset + chunk.index(0)}), not text")
-        yield decoded(chunk, final=False)
+            raise UserError(f"{path}: a binary file (zero byte at offset {offset + chunk.index(0)}), not text")
+        pending = len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(chunk, final=not chunk)
+        except UnicodeError as fault:
+            why = f" ({fault})"  # UTF-16 or UTF-32 without the mark at its beginning
+            if isinstance(fault, UnicodeDecodeError):
+                why = f": byte 0x{fault.object[fault.start]:02x} at offset {offset - pending + fault.start}"
+            advice = "if the file is in another encoding, name it (for example `encoding` latin-1)"
+            raise UserError(f"{path}: not {encoding}{why}; {advice}") from None
         offset += len(chunk)
-    yield decoded(b"", final=True)
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:

@@ -33,50 +33,41 @@ def kind_of(file: Path) -> str | None:
 def read_records(path: Path, reader: ReaderConfig) -> Iterator[Piece]:
     """The texts of a source's records, one document each, in pieces.
 
-    Records without readable text are left out and reported. Raises `UserError` past `max_unreadable` of them, if no
-    record has the field, and if the source cannot be read.
+    Records without readable text are left out and reported. Raises `UserError` past `max_unreadable` of them, if the
+    first record does not have the field, and if the source cannot be read.
     """
-    field, unreadable, count, fields = reader.text_field, list[str](), 0, None
+    field, unreadable = reader.text_field, list[str]()
     for number, record in enumerate(_records(path, reader), 1):
-        text, fault = _text_of(record, field)
-        if fault:
-            count += 1
-            unreadable += [f"record {number}: {fault}"] if count <= SHOWN_RECORDS else []
-            if isinstance(record, dict) and field not in record and fields is None:
-                fields = list(record)
-            if fields is not None and count == number > reader.max_unreadable:
-                raise missing_field(path, field, fields)
-            if count > reader.max_unreadable:
+        if number == 1 and isinstance(record, dict) and field not in record:
+            raise missing_field(path, field, record)
+        try:
+            text = _text_of(record, field)
+        except ValueError as error:
+            unreadable.append(f"record {number}: {error}")
+            if len(unreadable) > reader.max_unreadable:
                 raise UserError(
                     f"{path}: more than {reader.max_unreadable} records without readable text in {field!r} "
-                    f"({'; '.join(unreadable)}); `max_unreadable` allows more"
-                )
+                    f"({'; '.join(unreadable[:SHOWN_RECORDS])}); `max_unreadable` allows more"
+                ) from None
             continue
-        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip("\n")
-        if text.strip():
+        if text := text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip("\n"):
             yield from cut_document(text, path.name)
-    if fields is not None and count == number:
-        raise missing_field(path, field, fields)
-    if count and str(path) not in _logged:
+    if unreadable and str(path) not in _logged:
         _logged.add(str(path))
-        more = f"; and {count - SHOWN_RECORDS} more" if count > SHOWN_RECORDS else ""
-        log(f"{path}: {count} unreadable records left out ({'; '.join(unreadable)}{more})")
+        more = f"; and {len(unreadable) - SHOWN_RECORDS} more" if len(unreadable) > SHOWN_RECORDS else ""
+        shown = "; ".join(unreadable[:SHOWN_RECORDS])
+        log(f"{path}: {len(unreadable)} unreadable records left out ({shown}{more})")
 
 
-def _text_of(record: Any, field: str) -> tuple[str, str]:
-    """The text of a record, or what is wrong with it."""
+def _text_of(record: Any, field: str) -> str:
+    """The text of a record. Raises `ValueError` that says what is wrong with it."""
     if not isinstance(record, dict):
-        return "", f"{json.dumps(record)[:SHOWN_LENGTH]} is not a record"
-    if field not in record:
-        return "", f"no field {field!r}"
-    text = record[field]
+        raise ValueError(f"{json.dumps(record)[:SHOWN_LENGTH]} is not a record")
+    text = record.get(field)
     if not isinstance(text, str):
-        return "", "nothing there" if text is None else f"a {type(text).__name__}, not a text"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "", "a lone surrogate"
-    return text, ""
+        raise ValueError("nothing there" if text is None else f"a {type(text).__name__}, not a text")
+    text.encode("utf-8")  # half of a surrogate pair is an error
+    return "" if text.isspace() else text
 
 
 def missing_field(path: Path, field: str, fields: Iterable[str]) -> UserError:

@@ -42,11 +42,8 @@ class TrainingStream:
     An epoch shows each token once.
     """
 
-    def __init__(self, documents: Sequence[Tokens], eot_id: int, seed: int, *more_seeds: int) -> None:
-        if not isinstance(documents, TokenDocuments):
-            documents = TokenDocuments.from_list(documents)
-        self.documents = documents
-        self.eot_id = eot_id
+    def __init__(self, documents: TokenDocuments, eot_id: int, seed: int, *more_seeds: int) -> None:
+        self.documents, self.eot_id = documents, eot_id
         self.seed = (seed, *more_seeds)
         self.epoch_tokens = int(documents.lengths.sum()) + len(documents)
         self._epoch = -1

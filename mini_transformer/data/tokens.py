@@ -33,12 +33,6 @@ class TokenDocuments(Sequence[Tokens]):
         return cls([buffer], np.zeros_like(lengths), np.cumsum(lengths) - lengths, lengths, maps)
 
     @classmethod
-    def from_list(cls, documents: Sequence[Tokens]) -> "TokenDocuments":
-        """Documents in memory."""
-        buffer = np.concatenate(documents) if documents else np.empty(0, dtype=np.uint16)
-        return cls.of(buffer, np.array([len(document) for document in documents], dtype=np.int64))
-
-    @classmethod
     def joined(cls, parts: Sequence["TokenDocuments"]) -> "TokenDocuments":
         """All documents of several."""
         before = np.cumsum([0, *(len(part.buffers) for part in parts)])
@@ -59,10 +53,8 @@ class TokenDocuments(Sequence[Tokens]):
         """The token ids that occur in the documents."""
         seen = np.zeros(vocab_size, dtype=bool)
         for document in self:
-            for start in range(0, len(document), RELEASE):
-                part = document[start : start + RELEASE]
-                seen[part] = True
-                self.release(len(part))
+            seen[document] = True
+            self.release(len(document))
         return np.flatnonzero(seen).tolist()
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ from mini_transformer.training.optimizer import make_optimizer, update_router_bi
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
-from mini_transformer.training.validation import tokens_per_character, validate
+from mini_transformer.training.validation import validate
 
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
 SAMPLE_TOKENS, FINAL_TOKENS = 160, 600  # written on the way, and at the end (the length of a fable)
@@ -185,29 +185,25 @@ class Trainer:
         size = min(self.micro_batch_size, self.batch_size)
         max_batches = math.ceil(run.eval_iters * self.batch_size / size)
         with averaged_weights(self.model):
-            found = validate(self._validation_loss_sum, self.data, size, self.block_size, max_batches)
-            if not math.isfinite(found.loss):
+            loss = validate(self._validation_loss_sum, self.data.validation, size, self.block_size, max_batches)
+            if not math.isfinite(loss):
                 where = f"iteration {progress.iteration} of phase {self.phase.name}"
-                raise UserError(f"{where}: the validation loss is {found.loss}")
-            is_best = found.loss < progress.best_loss
+                raise UserError(f"{where}: the validation loss is {loss}")
+            is_best = loss < progress.best_loss
             if is_best:
-                progress.best_loss, progress.best_step = found.loss, (progress.phase, progress.iteration)
+                progress.best_loss, progress.best_step = loss, (progress.phase, progress.iteration)
                 self.best, self.best_on_disk = pretrained.export_weights(self.model), False
         if is_best and (progress.iteration == 0 or rank_zero_decides(self.folder.checkpoints.is_due())):
             self._write_best()
+        bits = loss * self.data.tokens_per_character / math.log(2)
         training = f"training {statistics.fmean(progress.losses):.3f}, " if progress.losses else ""
         progress.losses, progress.evaluated = [], progress.iteration
         self.metrics.log(
-            f"{self.phase.name} {progress.iteration}/{self.phase.iters}: {training}validation {found.loss:.3f} "
-            f"({found.bits_per_character:.3f} bits per character{', best' if is_best else ''})"
+            f"{self.phase.name} {progress.iteration}/{self.phase.iters}: {training}validation {loss:.3f} "
+            f"({bits:.3f} bits per character{', best' if is_best else ''})"
             f"{self.metrics.remaining(progress.iteration)}"
         )
-        self.metrics.write(
-            phase=self.phase.name,
-            iteration=progress.iteration,
-            val_loss=found.loss,
-            bits_per_character=found.bits_per_character,
-        )
+        self.metrics.write(phase=self.phase.name, iteration=progress.iteration, val_loss=loss, bits_per_character=bits)
         self._warn_of_overfitting()
 
     def _warn_of_overfitting(self) -> None:
@@ -284,4 +280,4 @@ class Trainer:
         self._write_best()
         save_tensors(folder / STATE_DICT, self.best)
         phases = [(phase.name, phase.iters) for phase in self.config.phases]
-        draw_loss_curve(folder / METRICS, folder / CURVE, phases, tokens_per_character(self.data))
+        draw_loss_curve(folder / METRICS, folder / CURVE, phases, self.data.tokens_per_character)

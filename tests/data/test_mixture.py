@@ -41,11 +41,11 @@ def test_sources_and_weights(tmp_path: Path) -> None:
     wrong = [([f"{tmp_path / 'a.txt'}:{weight}"], "must be above 0") for weight in ("-1", "0,7", "nan")]
     wrong += [(["a:1", "b"], "a weight, or none"), (["a:0", "b:1"], "must be above 0"), ([":0.5"], "an empty name")]
     for words, message in wrong:
-        with pytest.raises(UserError, match=f"^--data: .*{message}"):
+        with pytest.raises(UserError, match=f"^`data`: .*{message}"):
             sources(words, "data")
 
     assert sources(["7"], "data") == ((Path("7"),), ())
-    with pytest.raises(UserError, match=r"^--val-data: .*a\.txt:0\.5: takes no weight; name the file alone"):
+    with pytest.raises(UserError, match=r"^`val_data`: .*a\.txt:0\.5: takes no weight; name the file alone"):
         parse_config(["--data", "a.txt", "--val-data", f"{tmp_path / 'a.txt'}:0.5"])
 
 

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +11,7 @@ from mini_transformer.data.ngrams import (
     RUN,
     Contamination,
     ContaminationCheck,
-    all_word_runs,
     run_hashes,
-    shared_run,
     word_runs,
     words,
 )
@@ -26,9 +25,10 @@ VERSES = "Maître Corbeau, sur un arbre perché,\n    Tenait en son bec un froma
 def contamination(validation: list[str], training: list[str], max_runs: int = MAX_RUNS) -> Contamination:
     check = ContaminationCheck(max_runs)
     for text in validation:
-        check.add_validation(text)
+        check.add(text, is_validation=True)
+    check.search()
     for text in training:
-        check.add_training(text)
+        check.add(text, is_validation=False)
     return check.result()
 
 
@@ -38,15 +38,18 @@ def test_words_are_letters_in_lower_case() -> None:
 
 
 def test_a_quotation_is_found_whatever_its_layout() -> None:
-    runs = all_word_runs([VERSES, "autre chose"])
-    quoting = "Il dit : « Maître corbeau sur un arbre\nperché tenait en main » et se tut"
-    assert shared_run(quoting, runs) == "maître corbeau sur un arbre perché tenait en"
-    assert shared_run("maître corbeau sur un arbre perché tenait bon", runs) is None  # seven words
-    assert shared_run("Sur un arbre perché tenait en son bec, un jour", runs) == "sur un arbre perché tenait en son bec"
+    known = run_hashes([VERSES, "autre chose"])
+
+    def shared(text: str) -> int:
+        return int(np.isin(run_hashes([text]), known).sum())
+
+    assert shared("Il dit : « Maître corbeau sur un arbre\nperché tenait en main » et se tut") == 1
+    assert shared("maître corbeau sur un arbre perché tenait bon") == 0  # seven words
+    assert shared("Sur un arbre perché tenait en son bec, un jour") == 1
 
 
 def test_no_run_reaches_into_the_next_text() -> None:
-    assert all_word_runs(["a b c d", "e f g h"]) == set()
+    assert len(run_hashes(["a b c d", "e f g h"])) == 0
     assert word_runs("a b c d e f g h i") == ["a b c d e f g h", "b c d e f g h i"]
     assert word_runs("a b c", length=2) == ["a b", "b c"]
 

@@ -5,15 +5,13 @@ from hypothesis import strategies as st
 
 from mini_transformer.data.stream import BatchSource, Mixture, TrainingStream, rows_of, validation_batches
 from mini_transformer.data.tokens import TokenDocuments, TokenStream
-from mini_transformer.text.tokenizer import Tokens
 
 EOT = 0
 
 
-def some_documents(lengths: list[int]) -> list[Tokens]:
+def some_documents(lengths: list[int]) -> TokenDocuments:
     """Documents whose tokens are all different, and none of them EOT."""
-    ends = np.cumsum(lengths)
-    return [np.arange(end - n + 1, end + 1, dtype=np.uint32) for n, end in zip(lengths, ends, strict=True)]
+    return TokenDocuments.of(np.arange(1, sum(lengths) + 1, dtype=np.uint32), np.array(lengths))
 
 
 @settings(deadline=None)
@@ -56,7 +54,7 @@ def test_documents_are_shuffled_anew() -> None:
 def test_validation_predicts_each_token_once(lengths: list[int], batch: int, block: int) -> None:
     documents = some_documents(lengths)
     joined = [EOT, *(token for document in documents for token in (*document.tolist(), EOT))]
-    tokens = TokenStream(TokenDocuments.from_list(documents), EOT)
+    tokens = TokenStream(documents, EOT)
     assert tokens.read(0, len(tokens)).tolist() == joined
     targets = [t for _, ts in validation_batches(tokens, batch, block, 10**9) for t in ts.flatten().tolist()]
     assert targets == joined[1:]
@@ -95,7 +93,8 @@ def test_saved_and_restored_mid_epoch_the_next_hundred_batches_are_the_same() ->
     weights = [0.6, 0.4]
 
     def sources() -> list[BatchSource]:
-        halves = [TrainingStream(part, EOT, 5) for part in (documents[:50], documents[50:])]
+        first = np.arange(len(documents)) < 50
+        halves = [TrainingStream(documents.take(part), EOT, 5) for part in (first, ~first)]
         return [TrainingStream(documents, EOT, 5), Mixture(halves, weights)]
 
     for one, other in zip(sources(), sources(), strict=True):
