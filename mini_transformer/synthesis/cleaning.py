@@ -1,4 +1,4 @@
-"""What is taken off an answer before it is judged: thoughts, chatter and markup around the text itself."""
+"""What is taken off an answer before it is checked: thoughts, talk and markup around the text itself."""
 
 import html
 import re
@@ -63,7 +63,7 @@ _ABOUT = re.compile(
 
 
 def plain(text: str) -> str:
-    """A text as one document: plain line ends, no control characters, no gap that would part it, nothing around it."""
+    """A text as one document: plain line ends, no control characters, no gap that would split it, nothing around it."""
     text = unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode("utf-8"))
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     text = _CONTROL.sub(lambda match: "" if match[0] > "\u2000" else " ", text)

@@ -3,14 +3,13 @@
 from datasketch import MinHash, MinHashLSH
 
 from mini_transformer.data.words import words
-from mini_transformer.synthesis.filters import DUPLICATE, NEAR
 
 RUN = 3  # words
 THRESHOLD = 0.5  # share of common runs (Jaccard) from which two texts are nearly the same
 PERMUTATIONS = 128
 
 
-class Seen:
+class Deduplicator:
     """The texts kept so far."""
 
     def __init__(self) -> None:
@@ -19,16 +18,16 @@ class Seen:
         self._hashes: dict[str, MinHash] = {}
 
     def add(self, text: str) -> str | None:
-        """Remember a text, or give the reason to drop it: it was there before, or one much like it."""
+        """Remember a text, or give the reason to reject it: it was there before, or one much like it."""
         found = words(text)
         if tuple(found) in self._exact:
-            return DUPLICATE
+            return "duplicate"
         hashed = MinHash(num_perm=PERMUTATIONS, seed=1)
         runs = {" ".join(found[i : i + RUN]) for i in range(max(1, len(found) - RUN + 1))}
         hashed.update_batch([run.encode() for run in sorted(runs)])
         # The index gives candidates; their hashes tell how alike they are.
         if any(hashed.jaccard(self._hashes[name]) >= THRESHOLD for name in self._near.query(hashed)):
-            return NEAR
+            return "near-duplicate"
         name = str(len(self._exact))
         self._exact.add(tuple(found))
         self._hashes[name] = hashed

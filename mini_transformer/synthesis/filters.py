@@ -1,23 +1,22 @@
-"""What a sample must be to be kept. Each check gives the reason for a drop in a word, or nothing.
+"""What a sample must be to be kept. Each check gives the reason to reject it in a word, or nothing.
 
 Nothing here judges beauty: the checks catch what is plainly not the text that was asked for. What they miss and what
-they drop wrongly is measured on a labelled set (tests/synthesis).
+they reject wrongly is measured on labelled sets (tests/synthesis).
 """
 
 import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 from mini_transformer.data.words import shared_run, words
 from mini_transformer.errors import UserError
+from mini_transformer.synthesis.cleaning import clean, plain
 from mini_transformer.synthesis.prompts import Kind
 
-CUT, EMPTY, DUPLICATE, NEAR, QUOTE = "cut", "empty", "duplicate", "near-duplicate", "quote"
+TRUNCATED, EMPTY, QUOTE = "truncated", "empty", "quote"
 
 _REFUSAL_ANYWHERE = re.compile(
     r"\ben tant qu(?:e |')(?:modèle|assistant|intelligence artificielle|ia\b)|\bmodèle de langage\b|\bas an ai\b"
@@ -34,7 +33,7 @@ _REFUSAL_START = re.compile(
     re.IGNORECASE,
 )
 # What a model says about its text, or leaves to be filled in; and markup that the cleaning could not undo.
-_CHATTER = re.compile(
+_BOILERPLATE = re.compile(
     r"\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\b(?:plai|convien)"
     r"|\b(?:voici|voilà) (?:une?|le|la|votre|ton) (?:autre )?(?:fable|poème|conte|dialogue|moralité|texte|version)\b"
     r"|\bnote *(?:de l'auteur|du traducteur)?(?<!\w) *: |\[[^\]\n]{2,60}\]|\bnombre de (?:mots|vers|syllabes)\b"
@@ -62,9 +61,9 @@ class Candidate:
         return [line for line in self.text.split("\n") if line.strip()]
 
 
-def cut(c: Candidate) -> str | None:
-    """Not ended by the model itself but cut off, as at --max-new-tokens."""
-    return None if c.finished else CUT
+def truncated(c: Candidate) -> str | None:
+    """Not ended by the model itself, as at --max-new-tokens."""
+    return None if c.finished else TRUNCATED
 
 
 def length(c: Candidate) -> str | None:
@@ -79,9 +78,9 @@ def refusal(c: Candidate) -> str | None:
     return "refusal" if found else None
 
 
-def chatter(c: Candidate) -> str | None:
+def boilerplate(c: Candidate) -> str | None:
     """Talk about the text, places left to fill in, or markup."""
-    return "chatter" if _CHATTER.search(c.text) else None
+    return "boilerplate" if _BOILERPLATE.search(c.text) else None
 
 
 def language(c: Candidate) -> str | None:
@@ -129,22 +128,22 @@ def ending(c: Candidate) -> str | None:
 
 
 CHECKS: dict[str, Callable[[Candidate], str | None]] = {
-    "cut": cut,
+    "truncated": truncated,
     "refusal": refusal,  # before the length: an excuse is short, too
     "length": length,
-    "chatter": chatter,
+    "boilerplate": boilerplate,
     "language": language,
     "repetition": repetition,
     "verse": form,
     "ending": ending,
 }
-NEIGHBOURS = ("duplicates", "quotes")  # the filters that look at other texts too
+OTHER_TEXTS = ("duplicates", "quotes")  # the filters that compare with other texts
 _LATIN = {"fr", "en", "de", "es", "it", "pt", "nl", "ca", "ro", "pl", "sv", "da", "no", "fi", "cs", "hu"}
 
 
 def choose(wanted: str) -> tuple[str, ...]:
     """The filters that `--filters` names. Raises `UserError` for one that does not exist."""
-    names = (*CHECKS, *NEIGHBOURS)
+    names = (*CHECKS, *OTHER_TEXTS)
     if wanted in ("all", "none"):
         return names if wanted == "all" else ()
     chosen = [name.strip() for name in wanted.split(",")]
@@ -154,16 +153,36 @@ def choose(wanted: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in chosen)
 
 
-def judge(candidate: Candidate, chosen: Sequence[str]) -> str | None:
-    """The reason to drop a text, or None: the first check that objects speaks."""
+class FilterPipeline:
+    """Cleans answers, and gives the reason to reject one. It remembers what it let pass, for the duplicates."""
+
+    def __init__(self, chosen: Sequence[str], language: str, avoided: set[str], kept: Iterable[str] = ()) -> None:
+        """`avoided`: runs of words that no sample may have; `kept`: the texts of an earlier call."""
+        self._chosen, self._language, self._avoided = chosen, language, avoided
+        self._deduplicator = None
+        if "duplicates" in chosen:
+            from mini_transformer.synthesis.duplicates import Deduplicator
+
+            self._deduplicator = Deduplicator()
+            for text in kept:
+                self._deduplicator.add(text)
+
+    def __call__(self, answer: str, kind: Kind, finished: bool) -> tuple[str, str | None]:
+        """The text, and the reason to reject it or None. Without any filter, only what is no document is rejected."""
+        text = clean(answer) if self._chosen else plain(answer)
+        reason = check(Candidate(text, kind, self._language, finished), self._chosen)
+        if reason is None and "quotes" in self._chosen and shared_run(text, self._avoided):
+            reason = QUOTE
+        if reason is None and self._deduplicator:
+            reason = self._deduplicator.add(text)
+        return text, reason
+
+
+def check(candidate: Candidate, chosen: Sequence[str]) -> str | None:
+    """The reason to reject a text by itself, or None: that of the first check that objects."""
     if not candidate.text.strip():
-        return EMPTY if candidate.finished else CUT  # such as a thought without an end
+        return EMPTY if candidate.finished else TRUNCATED  # such as a thought without an end
     return next((reason for name in chosen if name in CHECKS and (reason := CHECKS[name](candidate))), None)
-
-
-def quotes(text: str, avoided: set[str]) -> str | None:
-    """The reason to drop a text that shares a run of eight words with those to avoid."""
-    return QUOTE if shared_run(text, avoided) else None
 
 
 def _stretches(text: str, least: int) -> list[str]:
@@ -177,12 +196,7 @@ def _stretches(text: str, least: int) -> list[str]:
     return out
 
 
-@cache
-def _identifier() -> Any:
-    import py3langid
-
-    return py3langid
-
-
 def _language_of(text: str) -> str:
-    return str(_identifier().classify(text.lower())[0])
+    import py3langid  # loads its model, which only this filter needs
+
+    return str(py3langid.classify(text.lower())[0])

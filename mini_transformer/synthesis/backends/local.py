@@ -28,17 +28,16 @@ from transformers.utils import logging
 from mini_transformer.device import describe, pick_device, pick_precision
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.backends import Output, Task
-from mini_transformer.synthesis.prompts import Prompt
-from mini_transformer.synthesis.settings import SynthesisConfig
+from mini_transformer.synthesis.config import SynthesisConfig
 
 # How devices other than CUDA say it.
-_SHORT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
-class SeededDraw(LogitsProcessor):
+class SeededSampling(LogitsProcessor):
     """Adds Gumbel noise, so that the likeliest token is one drawn from the distribution.
 
-    Each row has a generator of its own: what a sample draws depends on its seed alone, not on its neighbours.
+    Each row has a generator of its own: what is sampled depends on its seed alone, not on its neighbours.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -54,10 +53,10 @@ class SeededDraw(LogitsProcessor):
 class LocalEngine:
     """An `Engine` on this machine. Raises `UserError` if the model or what it needs is not there."""
 
-    def __init__(self, config: SynthesisConfig, say: Callable[[str], None]) -> None:
-        """`say` prints a line for people."""
-        self.room = config.batch
-        self._config, self._say, self._warned = config, say, False
+    def __init__(self, config: SynthesisConfig, log: Callable[[str], None]) -> None:
+        """`log` prints a line for people."""
+        self.concurrency = config.batch
+        self._config, self._log, self._warned = config, log, False
         self._device = pick_device(config.device, config.gpu, "--gpu")
         self._precision = pick_precision("auto", self._device)
         kind = config.quantize or str(self._precision).removeprefix("torch.")
@@ -82,36 +81,33 @@ class LocalEngine:
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
-    def write(self, tasks: Sequence[Task]) -> list[Output]:
+    def generate(self, tasks: Sequence[Task]) -> list[Output]:
         """Write all tasks; where memory does not suffice, in halves of the batch from then on."""
         outputs: list[Output] = []
         while len(outputs) < len(tasks):
-            chunk = tasks[len(outputs) : len(outputs) + self.room]
-            written = None
+            chunk = tasks[len(outputs) : len(outputs) + self.concurrency]
             try:
-                written = self._generate(chunk)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not isinstance(error, torch.OutOfMemoryError) and not _SHORT_OF_MEMORY.search(str(error)):
-                    raise
-            if written is not None:
-                outputs += written
+                outputs += self._generate(chunk)
                 continue
-            if torch.cuda.is_available():
+            except RuntimeError as error:  # OutOfMemoryError is one
+                if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+                    raise
+            if torch.cuda.is_available():  # out of the `except`, whose error holds on to the memory
                 torch.cuda.empty_cache()
             if len(chunk) == 1:
                 raise UserError(
                     f"out of memory on {self._device} with a single sample: lower --max-new-tokens, "
                     "take --quantize 4bit or a smaller --model"
                 )
-            self.room = len(chunk) // 2
-            self._say(f"Out of memory on {self._device}: the batch is halved to {self.room}")
+            self.concurrency = len(chunk) // 2
+            self._log(f"Out of memory on {self._device}: the batch is halved to {self.concurrency}")
         return outputs
 
     def close(self) -> None:
         """Nothing outlives the process."""
 
     def _generate(self, tasks: Sequence[Task]) -> list[Output]:
-        chats = [self._chat(task.prompt) for task in tasks]
+        chats = [self._template(task.prompt.system, task.prompt.text) for task in tasks]
         prompts = self._tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
         length = prompts["input_ids"].shape[1]
         self._warn_if_beyond_context(length)
@@ -119,16 +115,13 @@ class LocalEngine:
             sequences = self._model.generate(
                 input_ids=prompts["input_ids"].to(self._device),
                 attention_mask=prompts["attention_mask"].to(self._device),
-                do_sample=False,  # the drawing is done by the processors, row by row
+                do_sample=False,  # the processors sample, row by row
                 logits_processor=self._processors(tasks),
                 max_new_tokens=self._config.max_new_tokens,
                 eos_token_id=sorted(self._ends),
                 pad_token_id=self._tokenizer.pad_token_id,
             )
         return [self._output(task, row) for task, row in zip(tasks, sequences[:, length:].tolist(), strict=True)]
-
-    def _chat(self, prompt: Prompt) -> str:
-        return self._template(prompt.system, prompt.text)
 
     def _template(self, system: str, text: str) -> str:
         alone = [{"role": "user", "content": f"{system}\n\n{text}"}]  # some models know no system role
@@ -143,7 +136,7 @@ class LocalEngine:
         positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
         if not self._warned and length + self._config.max_new_tokens > positions:
             self._warned = True
-            self._say(
+            self._log(
                 f"Warning: a prompt of {length} tokens and --max-new-tokens {self._config.max_new_tokens} go beyond "
                 f"the {positions} positions that {self._config.model} was made for"
             )
@@ -155,7 +148,7 @@ class LocalEngine:
                 chosen.append(TemperatureLogitsWarper(self._config.temperature))
             if self._config.top_p < 1:
                 chosen.append(TopPLogitsWarper(self._config.top_p))
-            chosen.append(SeededDraw([task.seed for task in tasks], self._device))
+            chosen.append(SeededSampling([task.seed for task in tasks], self._device))
         return chosen
 
     def _output(self, task: Task, tokens: list[int]) -> Output:
@@ -183,7 +176,7 @@ class LocalEngine:
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory on {self._device} while loading {name}: try --quantize 4bit") from None
         except Exception as error:  # whatever the libraries make of a folder with damaged or missing files
-            if _SHORT_OF_MEMORY.search(str(error)):
+            if _OUT_OF_MEMORY.search(str(error)):
                 raise UserError(f"out of memory on {self._device} while loading {name}: a smaller --model?") from None
             if from_cache and isinstance(error, (OSError, ValueError)):
                 raise UserError(

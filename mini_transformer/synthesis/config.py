@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mini_transformer.config import check_limits, flag, option
+from mini_transformer.config import check_fields, flag, option
 from mini_transformer.errors import UserError
 
 ENGINES = ("transformers", "openai")
-# What may differ between two calls of the same run: where and how fast, and how much is asked for.
-FREE = ("out", "samples", "batch", "retries", "device", "gpu", "base_url", "encoding", "overwrite", "recipe")
+# What may differ between two calls of the same run: where and how fast, and how much is asked for. Files are compared
+# by their text.
+MAY_CHANGE = ("out", "samples", "batch", "retries", "device", "gpu", "base_url", "encoding", "overwrite", "recipe")
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,17 @@ class SynthesisConfig:
     engine: str = option("transformers", "what runs the model: this machine, or a server", choices=ENGINES)
     base_url: str | None = option(None, "openai: address of the server, such as http://localhost:8000/v1")
     temperature: float = option(0.9, "0: always the likeliest token", least=0.0, most=2.0)
-    top_p: float = option(0.95, "draw from the likeliest tokens that sum to X only", above=0.0, most=1.0)
+    top_p: float = option(0.95, "sample from the likeliest tokens that sum to X only", above=0.0, most=1.0)
     max_new_tokens: int = option(800, "longest sample, in tokens", least=1)
-    seed: int = option(1337, "seed of the prompts and of the writing", least=0, most=2**63 - 1)
+    seed: int = option(1337, "seed of the prompts and of the sampling", least=0, most=2**63 - 1)
     language: str = option("fr", "language to write in, by its two letters")
-    recipe: Path | None = option(None, "kinds and slots to draw prompts from, instead of the package's", metavar="FILE")
+    recipe: Path | None = option(None, "kinds and slots to make prompts from, instead of the package's", metavar="FILE")
     filters: str = option("all", "all, none, or a list such as language,verse (see docs/synthesis.md)")
     avoid: tuple[Path, ...] = ()
     encoding: str = option("utf-8", "encoding of the files of --avoid")
-    retries: int = option(3, "times that a dropped sample is asked again, unless --temperature is 0", least=0, most=100)
+    retries: int = option(
+        3, "times that a rejected sample is asked again, unless --temperature is 0", least=0, most=100
+    )
     shard: str = option("1/1", "part of the work for this machine, such as 2/4", metavar="I/N")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str | None = option(None, "id of the GPU to use", metavar="ID")
@@ -62,10 +65,7 @@ class SynthesisConfig:
 
 def check(config: SynthesisConfig) -> None:
     """All checks that need no file, no device and no package. Raises `UserError`."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.metadata and value is not None:
-            check_limits(f.name, value, f.metadata)
+    check_fields(config)
     if config.out.suffix not in ("", ".txt"):  # p.1 and p.2 would share p.jsonl
         raise UserError(
             f"--out: {config.out} would clash with the record beside it, or with that of another run; "
@@ -81,10 +81,11 @@ def check(config: SynthesisConfig) -> None:
             f"--gpu: {config.gpu}: expected one id, such as --gpu 0; several GPUs share the work by --shard"
         )
     if config.engine == "openai":
-        if config.base_url is None:
-            raise UserError("--base-url: missing; --engine openai needs the server's, such as http://localhost:8000/v1")
-        if not _is_address(config.base_url):
-            raise UserError("--base-url: no address of a server; expected one such as http://localhost:8000/v1")
+        if not _is_address(config.base_url or ""):
+            problem = (
+                "missing; --engine openai needs the server's" if config.base_url is None else "no server's address"
+            )
+            raise UserError(f"--base-url: {problem}, such as http://localhost:8000/v1 (no query, no fragment)")
         for name in ("gpu", "quantize"):
             if getattr(config, name) is not None:
                 raise UserError(f"{flag(name)}: belongs to --engine transformers; a server looks after its own devices")
@@ -95,7 +96,8 @@ def check(config: SynthesisConfig) -> None:
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        plain = parts.scheme in ("http", "https") and not set(url) & set("?# \t\r\n")
+        return plain and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port beyond 65535, a bracket that is not closed
         return False
 
@@ -109,5 +111,5 @@ def check_packages(*names: str) -> None:
 
 def settings(config: SynthesisConfig, digests: dict[str, str]) -> dict[str, Any]:
     """Everything that the samples depend on, by flag; files by their digest."""
-    fields = (f for f in dataclasses.fields(config) if f.metadata and f.name not in FREE)
+    fields = (f for f in dataclasses.fields(config) if f.metadata and f.name not in MAY_CHANGE)
     return {flag(f.name): getattr(config, f.name) for f in fields} | digests

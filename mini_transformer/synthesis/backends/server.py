@@ -1,0 +1,199 @@
+"""A server that speaks the OpenAI protocol (vLLM, Ollama, llama.cpp, TGI...): many requests in flight at once.
+
+The `openai` client asks again twice by itself, with growing pauses or the one that the server asks for (`Retry-After`).
+What still fails is asked again here, for as long as the server answers anything within `PATIENCE`.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+
+from mini_transformer.errors import UserError
+from mini_transformer.synthesis.backends import Output, Task
+from mini_transformer.synthesis.config import SynthesisConfig
+
+KEY = "OPENAI_API_KEY"
+TIMEOUT = 600.0  # seconds for one request, the client's own retries included
+PATIENCE = 600.0  # seconds without any answer: enough for a server to start again and load its model
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before asking again; twice as long each time
+LARGEST_ANSWER = 4_000_000  # bytes: far more than the longest sample takes
+BETWEEN_LINES = 10.0  # seconds: a server in trouble is not reported for each of a hundred requests
+TRUNCATED = ("length", "content_filter", "abort", "error")  # reasons to finish that are not the end of the text
+
+
+class RetryableError(Exception):
+    """A failure that may go away by itself."""
+
+
+class ServerEngine:
+    """An `Engine` behind an address. The key comes from the environment and goes nowhere but to the server."""
+
+    def __init__(self, config: SynthesisConfig, log: Callable[[str], None]) -> None:
+        """`log` prints a line for people. Raises `UserError` for an address or a key that cannot be one."""
+        self.concurrency = config.batch
+        self._config, self._log = config, log
+        self._key = os.environ.get(KEY, "").strip()
+        if not re.fullmatch(r"[!-~]*", self._key):
+            raise UserError(f"{KEY}: holds a space, a line break or a letter that no key has; set it to the key alone")
+        address = urlsplit(config.base_url or "")
+        self.place = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # what is shown of it: no password
+        hooks = {"response": [self._check_status]}
+        try:
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key or "none",
+                base_url=config.base_url,
+                timeout=TIMEOUT,
+                http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
+            )
+        except Exception as error:  # whatever the URL class of the client's HTTP library raises
+            raise UserError(f"--base-url: no address of a server ({error})") from None
+        self._headers = {} if self._key else {"Authorization": openai.Omit()}
+        self._last_line = float("-inf")  # when a failure was last reported
+        self._failing_since: float | None = None  # the first failure after the last answer
+        self._in_flight: set[Future[Output]] = set()
+        # In a thread of its own, as Ctrl-C inside of a loop leaves it unusable, and the requests could not be ended.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def generate(self, tasks: Sequence[Task]) -> list[Output]:
+        """Send requests for the tasks, then wait until at least one of those in flight is answered."""
+        requests = (self._ask_until_answered(task) for task in tasks)
+        self._in_flight |= {asyncio.run_coroutine_threadsafe(request, self._loop) for request in requests}
+        done: set[Future[Output]] = set()
+        while not done:  # on Windows, Ctrl-C is only heard between two waits
+            done, _ = wait(self._in_flight, timeout=0.5, return_when=FIRST_COMPLETED)
+        answered = {future for future in done if future.exception() is None}
+        self._in_flight -= answered  # the next call raises what failed beside them: no answer is lost
+        return [future.result() for future in answered or done]
+
+    def close(self) -> None:
+        """Cancel the requests in flight."""
+
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await self._client.close()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _ask_until_answered(self, task: Task) -> Output:
+        """A request may fail as often as it likes while others are answered, as with a server that limits its rate."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    output = _output(task, await self._ask(task))
+                self._failing_since = None
+                return output
+            except (RetryableError, openai.APIError, TimeoutError) as error:
+                failure, now = _reason(error), time.monotonic()
+            self._failing_since = self._failing_since or now
+            if now - self._failing_since >= PATIENCE:
+                raise UserError(
+                    f"--base-url: {self.place} has answered nothing for {PATIENCE / 60:.3g} minutes ({failure}); the "
+                    "samples so far are kept, and the same command goes on"
+                )
+            seconds = pause * random.uniform(0.5, 1.0)  # not all requests at the same moment
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if now - self._last_line >= BETWEEN_LINES:
+                self._last_line = now
+                self._log(f"{self.place}: {failure}; sample {task.prompt.number} is asked again in {seconds:.1f} s")
+            await asyncio.sleep(seconds)
+
+    async def _ask(self, task: Task) -> bytes:
+        prompt, config = task.prompt, self._config
+        request = self._client.chat.completions.with_streaming_response.create(
+            model=config.model,
+            messages=[{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.text}],
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_new_tokens,
+            seed=task.seed,
+            extra_headers=self._headers,
+        )
+        async with request as response:
+            try:
+                return await _read(response.iter_bytes(), LARGEST_ANSWER + 1)
+            except Exception as error:  # whatever the client's HTTP library raises when an answer breaks off
+                raise RetryableError(f"connection lost ({type(error).__name__})") from None
+
+    async def _check_status(self, response: Any) -> None:
+        """Called before the body is read: that of an error is not read to its end, which may never come.
+
+        Raises `UserError` for a status that asking again would not change; the client handles the others.
+        """
+        status = response.status_code
+        if status in (408, 409, 425, 429) or status >= 500:
+            await response.aclose()
+        elif status != 200:
+            hint = self._hint(response, await _read(response.aiter_bytes(), 10_000))
+            raise UserError(f"--base-url: {self.place} refuses with status {status}{hint}")
+
+    def _hint(self, response: Any, body: bytes) -> str:
+        if response.has_redirect_location:
+            location = self._safe(response.headers["location"])
+            return f", a redirect to {location}; give that as --base-url, without /chat/completions"
+        hint = {
+            401: f": is {KEY} set to the right key?",
+            403: f": is {KEY} set to the right key?",
+            404: f": does it know the model {self._config.model}, and does the address end in /v1?",
+        }.get(response.status_code, "")
+        words = self._safe(body.decode(errors="replace"))
+        return f"{hint} ({words})" if words else hint
+
+    def _safe(self, text: str) -> str:
+        """The beginning of what a server says, in one line; without the key, which some repeat in their complaint."""
+        line = " ".join(text.split())
+        return (line.replace(self._key, "[key]") if self._key else line)[:200]
+
+
+async def _read(chunks: Any, most: int) -> bytes:
+    """The bytes of a response, up to the chunk with which they are `most` or more."""
+    body = b""
+    async for chunk in chunks:
+        body += chunk
+        if len(body) >= most:
+            break
+    return body
+
+
+def _output(task: Task, body: bytes) -> Output:
+    """What an answer holds. Raises `RetryableError` if it is too large or no chat completion."""
+    if len(body) > LARGEST_ANSWER:
+        raise RetryableError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
+    try:
+        answer = json.loads(body)
+        choice = answer["choices"][0]
+        text, tokens = choice["message"]["content"] or "", (answer.get("usage") or {}).get("completion_tokens")
+        finished = choice.get("finish_reason") not in TRUNCATED
+        if not isinstance(text, str):
+            raise TypeError
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise RetryableError("an answer that is no chat completion") from None
+    return Output(task, text, tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0, finished)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, openai.APIStatusError):
+        return f"status {error.status_code}"
+    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+        return "no answer in time"
+    if isinstance(error, openai.APIConnectionError):
+        return f"cannot connect: {error.__cause__ or error}"
+    return str(error)
