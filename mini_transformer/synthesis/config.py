@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,7 @@ from mini_transformer.config import check_fields, flag, option
 from mini_transformer.errors import UserError
 
 ENGINES = ("transformers", "openai")
-# What may differ between two calls of the same run: where and how fast, and how much is asked for. Files are compared
-# by their text.
+# What may differ between two calls of the same run: where and how fast, and how much. Files are compared by their text.
 MAY_CHANGE = ("out", "samples", "batch", "retries", "device", "gpu", "base_url", "encoding", "overwrite", "recipe")
 
 
@@ -67,10 +67,7 @@ def check(config: SynthesisConfig) -> None:
     """All checks that need no file, no device and no package. Raises `UserError`."""
     check_fields(config)
     if config.out.suffix not in ("", ".txt"):  # p.1 and p.2 would share p.jsonl
-        raise UserError(
-            f"--out: {config.out} would clash with the record beside it, or with that of another run; "
-            "take a name that ends in .txt"
-        )
+        raise UserError(f"--out: {config.out} would clash with the record beside it; take a name that ends in .txt")
     shard = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", config.shard)
     if not shard or int(shard[1]) > int(shard[2]):
         raise UserError(f"--shard: {config.shard} is no part of a whole; expected I/N, such as 1/4 up to 4/4")
@@ -80,23 +77,20 @@ def check(config: SynthesisConfig) -> None:
         raise UserError(
             f"--gpu: {config.gpu}: expected one id, such as --gpu 0; several GPUs share the work by --shard"
         )
-    if config.engine == "openai":
-        if not _is_address(config.base_url or ""):
-            problem = (
-                "missing; --engine openai needs the server's" if config.base_url is None else "no server's address"
-            )
-            raise UserError(f"--base-url: {problem}, such as http://localhost:8000/v1 (no query, no fragment)")
-        for name in ("gpu", "quantize"):
-            if getattr(config, name) is not None:
-                raise UserError(f"{flag(name)}: belongs to --engine transformers; a server looks after its own devices")
-    elif config.base_url is not None:
-        raise UserError("--base-url: belongs to --engine openai")
+    remote = config.engine == "openai"
+    for name in ("gpu", "quantize") if remote else ("base_url",):
+        if getattr(config, name) is not None:
+            raise UserError(f"{flag(name)}: belongs to --engine {'transformers' if remote else 'openai'}")
+    if remote and config.base_url is None:
+        raise UserError("--base-url: missing; --engine openai needs the server's, such as http://localhost:8000/v1")
+    if remote and not _is_address(str(config.base_url)):
+        raise UserError("--base-url: no address of a server; expected one such as http://localhost:8000/v1, no query")
 
 
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        plain = parts.scheme in ("http", "https") and not set(url) & set("?# \t\r\n")
+        plain = parts.scheme in ("http", "https") and not re.search(r"[?#\s]", url)
         return plain and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port beyond 65535, a bracket that is not closed
         return False
@@ -110,6 +104,7 @@ def check_packages(*names: str) -> None:
 
 
 def settings(config: SynthesisConfig, digests: dict[str, str]) -> dict[str, Any]:
-    """Everything that the samples depend on, by flag; files by their digest."""
+    """Everything that the samples depend on, by flag; files by their digest, a model's folder by its full path."""
     fields = (f for f in dataclasses.fields(config) if f.metadata and f.name not in MAY_CHANGE)
-    return {flag(f.name): getattr(config, f.name) for f in fields} | digests
+    model = os.path.abspath(config.model) if os.path.isdir(config.model) else config.model
+    return {flag(f.name): getattr(config, f.name) for f in fields} | {"--model": model} | digests

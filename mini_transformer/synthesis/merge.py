@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.config import check_packages
 from mini_transformer.synthesis.filters import choose
-from mini_transformer.synthesis.report import summary
+from mini_transformer.synthesis.report import log, summary
 from mini_transformer.synthesis.store import Record, Store, difference, read_run
-
-SHARD = "--shard"
 
 
 def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
@@ -19,39 +18,38 @@ def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
     missing then is written by the command that made the parts, without `--shard`. Raises `UserError` if a part is no
     run, is damaged or belongs to other settings than the first, or if `out` holds samples that are not to be replaced.
     """
-    settings, records = _read_parts(parts, out)
+    settings, records = _read(parts, out)
     deduplicator = None
-    if "duplicates" in choose(str(settings["--filters"])):
+    if "duplicates" in choose(settings["--filters"]):
         check_packages("datasketch")
         from mini_transformer.synthesis.duplicates import Deduplicator
 
         deduplicator = Deduplicator()
-    store = Store(out, settings, overwrite=overwrite)
-    try:
-        if store.progress.asked:
-            raise UserError(f"--out: {out} holds samples already; take another --out, or --overwrite to replace them")
-        merged: dict[tuple[int, int], Record] = {}
-        done: set[int] = set()
-        # Parts may overlap: of the same attempt the first counts, and what was kept before what was rejected.
-        for record in sorted(records, key=lambda r: (r["number"], r["attempt"], r["rejected"] is not None)):
-            number, attempt = record["number"], record["attempt"]
-            if number in done or (number, attempt) in merged:
-                continue
+    merged: dict[tuple[int, int], Record] = {}
+    done: set[int] = set()
+    # Parts may overlap: of the same attempt the first counts, and what was kept before what was rejected.
+    for record in sorted(records, key=lambda r: (r["number"], r["attempt"], r["rejected"] is not None)):
+        number, attempt = record["number"], record["attempt"]
+        if number not in done and (number, attempt) not in merged:
             if record["rejected"] is None and deduplicator:
                 record["rejected"] = deduplicator.add(record["text"])
             if record["rejected"] is None:
                 done.add(number)
             merged[number, attempt] = record
-        if not done:
-            raise UserError(f"--merge: there is no sample in {', '.join(map(str, parts))}")
+    if not done:
+        raise UserError(f"--merge: there is no sample in {', '.join(map(str, parts))}")
+    store = Store(out, settings, overwrite=overwrite)
+    try:
+        if store.progress.asked:
+            raise UserError(f"--out: {out} holds samples already; take another --out, or --overwrite to replace them")
         store.commit(list(merged.values()))
-        print(summary(out, store.progress), flush=True)
+        log(summary(out, store.progress))
     finally:
         store.close()
 
 
-def _read_parts(parts: Sequence[Path], out: Path) -> tuple[dict[str, object], list[Record]]:
-    common: dict[str, object] = {}
+def _read(parts: Sequence[Path], out: Path) -> tuple[dict[str, Any], list[Record]]:
+    common: dict[str, Any] = {}
     records: list[Record] = []
     for part in parts:
         file = part.parent / f"{part.stem}.jsonl"
@@ -60,11 +58,10 @@ def _read_parts(parts: Sequence[Path], out: Path) -> tuple[dict[str, object], li
         if not file.is_file():
             raise UserError(f"--merge: {part} is no output of generate_data.py ({file.name} is not beside it)")
         settings, found, _ = read_run(file)
-        settings[SHARD] = "1/1"
+        settings["--shard"] = "1/1"
         common = common or settings
         if name := difference(settings, common):
-            raise UserError(
-                f"--merge: {part} has other settings than {parts[0]} ({name}: {settings.get(name)}, not {common[name]})"
-            )
+            there, here = settings.get(name), common[name]
+            raise UserError(f"--merge: {part} has other settings than {parts[0]} ({name}: {there}, not {here})")
         records += found
     return common, records

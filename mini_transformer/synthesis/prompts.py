@@ -119,7 +119,7 @@ def load(path: Path, language: str) -> Recipe:
     if language not in languages:
         raise UserError(f"--language: {language} is not in {path.name}, which has {', '.join(languages)}")
     for name, values in slots.items():
-        good = isinstance(values, list) and values and all(isinstance(v, str) and v.strip() for v in values)
+        good = isinstance(values, list) and values != [] and all(isinstance(v, str) and v.strip() for v in values)
         require(good, f"slots.{name}: expected a list of texts, none of them empty")
         for value in values:
             require(values.count(value) == 1, f"slots.{name}: {value!r} stands there twice")

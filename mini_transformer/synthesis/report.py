@@ -12,7 +12,6 @@ from mini_transformer.data.words import words
 from mini_transformer.synthesis.store import Progress
 
 BETWEEN_LINES = 30.0  # seconds
-LENGTHS = 4  # distinct n-grams are counted for n up to this
 
 
 def log(line: str) -> None:
@@ -26,24 +25,22 @@ class ProgressBar:
 
     def __init__(self, progress: Progress, quota: int) -> None:
         """`progress` is watched: it changes as the run goes on."""
-        self._progress, self._quota, self._tokens_before = progress, quota, progress.tokens
-        self._bar: tqdm[Any] = tqdm(
-            initial=len(progress.kept), total=quota, disable=None, dynamic_ncols=True, leave=False
-        )
+        self._progress, self._quota = progress, quota
+        self._kept, self._tokens = len(progress.kept), progress.tokens  # at the start
+        self._bar: tqdm[Any] = tqdm(initial=self._kept, total=quota, disable=None, dynamic_ncols=True, leave=False)
         self._start = self._last_line = time.monotonic()
-        self._kept_before = len(progress.kept)
 
     def update(self) -> None:
         """A batch is done."""
         kept, now = len(self._progress.kept), time.monotonic()
-        rate = f"{(self._progress.tokens - self._tokens_before) / max(now - self._start, 1e-9):,.0f} tokens/s"
+        seconds = max(now - self._start, 1e-9)
+        rate = f"{(self._progress.tokens - self._tokens) / seconds:,.0f} tokens/s"
         self._bar.set_postfix_str(f"{self._progress.asked:,} asked, {rate}", refresh=False)
         self._bar.update(kept - self._bar.n)
         if self._bar.disable and now - self._last_line >= BETWEEN_LINES:
             self._last_line = now
-            new = kept - self._kept_before
-            left = (now - self._start) / new * (self._quota - kept) if new else 0
-            log(f"{self._so_far()}, {rate}" + (f", {tqdm.format_interval(left)} left" if new else ""))
+            left = seconds * (self._quota - kept) / max(1, kept - self._kept)
+            log(f"{self._so_far()}; {rate}, {tqdm.format_interval(left)} left")
 
     def close(self) -> None:
         """The bar goes. A run that is stopped tells what it has, as there is no summary then."""
@@ -52,41 +49,33 @@ class ProgressBar:
             log(self._so_far())
 
     def _so_far(self) -> str:
-        progress = self._progress
-        rejected = f"; rejected: {_rejected(progress)}" if progress.rejected else ""
-        return f"{len(progress.kept):,} of {self._quota:,} kept, {progress.asked:,} asked{rejected}"
+        rejected = f"; rejected: {_rejected(self._progress)}" if self._progress.rejected else ""
+        return f"{len(self._progress.kept):,} of {self._quota:,} kept, {self._progress.asked:,} asked{rejected}"
 
 
-def distinct(texts: list[str]) -> list[float]:
-    """For runs of one to four words: how many different ones there are, over how many there are at all."""
-    every: list[set[tuple[str, ...]]] = [set() for _ in range(LENGTHS)]
-    totals = [0] * LENGTHS
-    for text in texts:
-        found = words(text)
-        for n in range(LENGTHS):
-            runs = list(zip(*(found[i:] for i in range(n + 1)), strict=False))
-            every[n].update(runs)
-            totals[n] += len(runs)
-    return [len(one) / max(1, total) for one, total in zip(every, totals, strict=True)]
+def distinct(texts: list[list[str]], n: int) -> float:
+    """How many different runs of n words there are in the texts, over how many at all."""
+    runs = [run for text in texts for run in zip(*(text[i:] for i in range(n)), strict=False)]
+    return len(set(runs)) / max(1, len(runs))
 
 
 def summary(out: Path, progress: Progress) -> str:
     """Kinds, lengths, variety and rejections of all samples, as a list."""
     texts = [record["text"] for record in progress.kept]
-    lengths = sorted(len(text.split()) for text in texts)
-    kinds = Counter(record["kind"] for record in progress.kept)
-    lines = [
-        f"{len(texts):,} samples kept of {progress.asked:,} asked for, {sum(lengths):,} words, "
-        f"{sum(map(len, texts)):,} characters; {progress.tokens:,} tokens written",
-        f"words per sample: {lengths[0]} to {lengths[-1]}, half of them from {lengths[len(lengths) // 4]} to "
-        f"{lengths[(3 * len(lengths)) // 4]}",
-        f"different runs of words, of all in {len(texts):,} samples: "
-        + ", ".join(f"{share:.0%} of {n}" for n, share in enumerate(distinct(texts), start=1)),
-        "kinds: " + ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common()),
-        "rejected: " + (_rejected(progress) or "none"),
-    ]
-    items = "".join(f"- {line}\n" for line in lines)
-    return f"\n{items}\nThe text is in {out}, each sample with its prompt in {out.with_suffix('.jsonl')}"
+    characters = sum(map(len, texts))
+    lengths, found = sorted(len(text.split()) for text in texts), [words(text) for text in texts]
+    low, high = lengths[len(lengths) // 4], lengths[3 * len(lengths) // 4]
+    variety = ", ".join(f"{distinct(found, n):.0%} of {n}" for n in range(1, 5))
+    kinds = Counter(record["kind"] for record in progress.kept).most_common()
+    return f"""
+- {len(texts):,} samples kept of {progress.asked:,} asked for, {sum(lengths):,} words, {characters:,} characters
+- written: {progress.tokens:,} tokens
+- words per sample: {lengths[0]} to {lengths[-1]}, half of them from {low} to {high}
+- different runs of words, of all in {len(texts):,} samples: {variety}
+- kinds: {", ".join(f"{kind} {n:,}" for kind, n in kinds)}
+- rejected: {_rejected(progress) or "none"}
+
+The text is in {out}, each sample with its prompt in {out.with_suffix(".jsonl")}"""
 
 
 def _rejected(progress: Progress) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, try_lock
 
 DOCUMENT_SEPARATOR = "\n\n\n"  # two blank lines
-MARKER = '{"batch_end": '
+MARKER = "samples_so_far"  # the only key of a marker: a number, by which lines that were taken out are noticed
+NEEDED = {"number", "attempt", "rejected", "tokens", "kind", "text"}
 BY_DIGEST = ("--recipe", "--avoid")  # settings that are recorded as the digest of a text
-NEEDED = {"number", "attempt", "rejected", "tokens", "text"}
 
 Record = dict[str, Any]
 
@@ -75,11 +75,9 @@ class Store:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             self._created = not out.exists()
-            self._file = open(out, "ab", buffering=0)
+            self._file = open(out, "ab", buffering=0)  # noqa: SIM115  # open and locked until `close`
             try:
-                self._lock()
-                if not overwrite:
-                    self._go_on()
+                self._start(overwrite)
             except BaseException:
                 self.close()
                 raise
@@ -91,27 +89,24 @@ class Store:
 
         Raises `UserError` if the disk is full.
         """
-        kept = len(self.progress.kept)
         for record in records:
             self.progress.add(record)
-        marker = f"{MARKER}{self.progress.asked}}}\n"  # a count: lines that were taken out are noticed
-        data = ("".join(_line(record) for record in records) + marker).encode()
+        batch = _lines(*records, {MARKER: self.progress.asked})
         try:
             with _uninterrupted():
                 if self._new:
                     self._file.truncate(0)  # killed from here on, a run that is overwritten gets its text back
                     os.fsync(self._file.fileno())
                     with replacing(self.samples) as temporary:
-                        temporary.write_bytes(_line({"settings": self._settings}).encode() + data)
+                        temporary.write_bytes(_lines({"settings": self._settings}) + batch)
                     self._new = False
                 else:
                     with open(self.samples, "ab", buffering=0) as file:
-                        _append(file, data)
-                _append(self._file, _text(self.progress.kept[kept:]))
+                        _append(file, batch)
+                _append(self._file, _text(record for record in records if record["rejected"] is None))
         except OSError as error:
-            raise UserError(
-                f"--out: {self.text} cannot be written ({error.strerror}); the samples so far are kept"
-            ) from None
+            problem = f"cannot be written ({error.strerror}); the samples so far are kept"
+            raise UserError(f"--out: {self.text} {problem}") from None
 
     def close(self) -> None:
         """Close the files; another process may go on. A run that got nothing leaves nothing behind."""
@@ -119,29 +114,25 @@ class Store:
             self.text.unlink(missing_ok=True)
         self._file.close()
 
-    def _lock(self) -> None:
+    def _start(self, overwrite: bool) -> None:
+        """Take up the run that is there, if any. Nothing is changed before all of it is found in order."""
         # A file without a name is one that another process, which got nothing, took away at this moment.
-        if not (try_lock(self._file) and os.fstat(self._file.fileno()).st_nlink):
+        if not try_lock(self._file) or not os.fstat(self._file.fileno()).st_nlink:
             self._created = False
             raise UserError(f"--out: another process is writing {self.text}; machines that share the work need --shard")
-
-    def _go_on(self) -> None:
-        """Take up the run that is there. Nothing is changed before all of it is found in order."""
         there = self.text.read_bytes()
-        if not self.samples.exists():
-            if there:
-                raise UserError(
-                    f"--out: {self.text} is there, but no run of ours; take another --out, or --overwrite to replace it"
-                )
+        if overwrite or not (there or self.samples.exists()):
             return
+        if not self.samples.exists():
+            problem = "is there, but no run of ours; take another --out, or --overwrite to replace it"
+            raise UserError(f"--out: {self.text} {problem}")
         settings, records, size = read_run(self.samples)
-        name = difference(settings, self._settings)
-        if name is not None:
-            both = f"{name}: {settings.get(name)} there, {self._settings[name]} here"
-            both = f"{name}: the text is another one" if name in BY_DIGEST else both
+        if name := difference(settings, self._settings):
+            both = f"{settings.get(name)} there, {self._settings[name]} here"
             raise UserError(
-                f"--out: {self.text} holds samples of other settings ({both}); take another --out, or --overwrite "
-                "to give them up"
+                f"--out: {self.text} holds samples of other settings ({name}: "
+                f"{'the text is another one' if name in BY_DIGEST else both}); take another --out, or --overwrite to "
+                "give them up"
             )
         try:
             for record in records:
@@ -150,10 +141,10 @@ class Store:
         except (LookupError, TypeError, ValueError):
             raise _damaged(self.samples) from None
         if not text.startswith(there):
-            raise UserError(
-                f"{self.text}: changed by hand (it is derived from {self.samples.name}): move your version away, then "
-                "start again"
+            problem = (
+                f"changed by hand (it is derived from {self.samples.name}): move your version away, then start again"
             )
+            raise UserError(f"{self.text}: {problem}")
         os.truncate(self.samples, size)
         _append(self._file, text[len(there) :])
         self._new = False
@@ -162,12 +153,12 @@ class Store:
 def read_run(path: Path) -> tuple[dict[str, Any], list[Record], int]:
     """The settings, the samples of whole batches, and the bytes of all that. Raises `UserError` if it is damaged."""
     lines = path.read_bytes().split(b"\n")[:-1]
-    while lines and not lines[-1].startswith(MARKER.encode()):
+    while lines and not lines[-1].startswith(f'{{"{MARKER}"'.encode()):
         lines.pop()
     try:
         header, *rest = [json.loads(line) for line in lines]
-        records = [record for record in rest if "batch_end" not in record]
-        if rest[-1]["batch_end"] != len(records) or not all(record.keys() >= NEEDED for record in records):
+        records = [record for record in rest if MARKER not in record]
+        if rest[-1][MARKER] != len(records) or not all(record.keys() >= NEEDED for record in records):
             raise ValueError
         return dict(header["settings"]), records, sum(len(line) + 1 for line in lines)
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -175,14 +166,8 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Record], int]:
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """The first setting of `here` that is another one there. One folder of a model may be named in several ways."""
-    for name, wanted in here.items():
-        both = (there.get(name), wanted)
-        if name == "--model":
-            both = (os.path.abspath(str(both[0])), os.path.abspath(str(both[1])))
-        if both[0] != both[1]:
-            return name
-    return None
+    """The first setting of `here` that is another one there."""
+    return next((name for name in here if there.get(name) != here[name]), None)
 
 
 def _damaged(path: Path) -> UserError:
@@ -202,11 +187,11 @@ def _uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+def _lines(*records: Record) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
-def _text(records: list[Record]) -> bytes:
+def _text(records: Iterable[Record]) -> bytes:
     return "".join(record["text"] + DOCUMENT_SEPARATOR for record in records).encode()
 
 

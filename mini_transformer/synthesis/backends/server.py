@@ -52,7 +52,7 @@ class ServerEngine:
             self._client = openai.AsyncOpenAI(
                 api_key=self._key or "none",
                 base_url=config.base_url,
-                timeout=TIMEOUT,
+                timeout=openai.Timeout(None, connect=10.0),  # the whole is limited where it is asked for
                 http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
             )
         except Exception as error:  # whatever the URL class of the client's HTTP library raises
@@ -141,21 +141,16 @@ class ServerEngine:
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
             await response.aclose()
-        elif status != 200:
-            hint = self._hint(response, await _read(response.aiter_bytes(), 10_000))
+        elif response.has_redirect_location:
+            to = self._safe(response.headers["location"])
+            hint = f", a redirect to {to}; give that as --base-url, without /chat/completions"
             raise UserError(f"--base-url: {self.place} refuses with status {status}{hint}")
-
-    def _hint(self, response: Any, body: bytes) -> str:
-        if response.has_redirect_location:
-            location = self._safe(response.headers["location"])
-            return f", a redirect to {location}; give that as --base-url, without /chat/completions"
-        hint = {
-            401: f": is {KEY} set to the right key?",
-            403: f": is {KEY} set to the right key?",
-            404: f": does it know the model {self._config.model}, and does the address end in /v1?",
-        }.get(response.status_code, "")
-        words = self._safe(body.decode(errors="replace"))
-        return f"{hint} ({words})" if words else hint
+        elif status != 200:
+            words = self._safe((await _read(response.aiter_bytes(), 10_000)).decode(errors="replace"))
+            hint = f": is {KEY} set to the right key?" if status in (401, 403) else ""
+            if status == 404:
+                hint = f": does it know the model {self._config.model}, and does the address end in /v1?"
+            raise UserError(f"--base-url: {self.place} refuses with status {status}{hint} ({words})")
 
     def _safe(self, text: str) -> str:
         """The beginning of what a server says, in one line; without the key, which some repeat in their complaint."""
@@ -190,10 +185,5 @@ def _output(task: Task, body: bytes) -> Output:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, openai.APIStatusError):
-        return f"status {error.status_code}"
-    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
-        return "no answer in time"
-    if isinstance(error, openai.APIConnectionError):
-        return f"cannot connect: {error.__cause__ or error}"
-    return str(error)
+    cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
+    return str(error).rstrip(".") + cause or "no answer in time"
