@@ -9,14 +9,15 @@ import json
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+from anyio.from_thread import start_blocking_portal
 
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.backends import Output, Task
@@ -41,19 +42,16 @@ class ServerEngine:
     def __init__(self, config: SynthesisConfig, log: Callable[[str], None]) -> None:
         """`log` prints a line for people. Raises `UserError` for an address or a key that cannot be one."""
         self.concurrency = config.batch
-        self._config, self._log = config, log
-        self._key = os.environ.get(KEY, "").strip()
+        self._config, self._log, self._key = config, log, os.environ.get(KEY, "").strip()
         if not re.fullmatch(r"[!-~]*", self._key):
             raise UserError(f"{KEY}: holds a space, a line break or a letter that no key has; set it to the key alone")
         address = urlsplit(config.base_url or "")
         self.place = f"{address.scheme}://{address.netloc.rpartition('@')[2]}"  # what is shown of it: no password
-        hooks = {"response": [self._check_status]}
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._check_status]})
+        connecting = openai.Timeout(None, connect=10.0)  # the rest is limited where it is asked
         try:
             self._client = openai.AsyncOpenAI(
-                api_key=self._key or "none",
-                base_url=config.base_url,
-                timeout=openai.Timeout(None, connect=10.0),  # the whole is limited where it is asked for
-                http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
+                api_key=self._key or "none", base_url=config.base_url, timeout=connecting, http_client=http
             )
         except Exception as error:  # whatever the URL class of the client's HTTP library raises
             raise UserError(f"--base-url: no address of a server ({error})") from None
@@ -62,14 +60,12 @@ class ServerEngine:
         self._failing_since: float | None = None  # the first failure after the last answer
         self._in_flight: set[Future[Output]] = set()
         # In a thread of its own, as Ctrl-C inside of a loop leaves it unusable, and the requests could not be ended.
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._thread = ExitStack()
+        self._portal = self._thread.enter_context(start_blocking_portal())
 
     def generate(self, tasks: Sequence[Task]) -> list[Output]:
         """Send requests for the tasks, then wait until at least one of those in flight is answered."""
-        requests = (self._ask_until_answered(task) for task in tasks)
-        self._in_flight |= {asyncio.run_coroutine_threadsafe(request, self._loop) for request in requests}
+        self._in_flight |= {self._portal.start_task_soon(self._ask_until_answered, task) for task in tasks}
         done: set[Future[Output]] = set()
         while not done:  # on Windows, Ctrl-C is only heard between two waits
             done, _ = wait(self._in_flight, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -79,18 +75,10 @@ class ServerEngine:
 
     def close(self) -> None:
         """Cancel the requests in flight."""
-
-        async def end() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await self._client.close()
-
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        for future in self._in_flight:
+            future.cancel()
+        self._portal.call(self._client.close)
+        self._thread.close()
 
     async def _ask_until_answered(self, task: Task) -> Output:
         """A request may fail as often as it likes while others are answered, as with a server that limits its rate."""
@@ -138,19 +126,21 @@ class ServerEngine:
 
         Raises `UserError` for a status that asking again would not change; the client handles the others.
         """
-        status = response.status_code
+        status, hint = response.status_code, ""
         if status in (408, 409, 425, 429) or status >= 500:
             await response.aclose()
-        elif response.has_redirect_location:
-            to = self._safe(response.headers["location"])
-            hint = f", a redirect to {to}; give that as --base-url, without /chat/completions"
-            raise UserError(f"--base-url: {self.place} refuses with status {status}{hint}")
         elif status != 200:
             words = self._safe((await _read(response.aiter_bytes(), 10_000)).decode(errors="replace"))
-            hint = f": is {KEY} set to the right key?" if status in (401, 403) else ""
-            if status == 404:
+            if response.has_redirect_location:
+                to = self._safe(response.headers["location"])
+                hint = f", a redirect to {to}; give that as --base-url, without /chat/completions"
+            elif status in (401, 403):
+                hint = f": is {KEY} set to the right key?"
+            elif status == 404:
                 hint = f": does it know the model {self._config.model}, and does the address end in /v1?"
-            raise UserError(f"--base-url: {self.place} refuses with status {status}{hint} ({words})")
+            raise UserError(
+                f"--base-url: {self.place} refuses with status {status}{hint} ({words or 'no reason given'})"
+            )
 
     def _safe(self, text: str) -> str:
         """The beginning of what a server says, in one line; without the key, which some repeat in their complaint."""
@@ -174,14 +164,14 @@ def _output(task: Task, body: bytes) -> Output:
         raise RetryableError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
     try:
         answer = json.loads(body)
-        choice = answer["choices"][0]
-        text, tokens = choice["message"]["content"] or "", (answer.get("usage") or {}).get("completion_tokens")
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        text, tokens = choice["message"]["content"] or "", usage.get("completion_tokens")
         finished = choice.get("finish_reason") not in TRUNCATED
-        if not isinstance(text, str):
-            raise TypeError
+        if isinstance(text, str):
+            return Output(task, text, tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0, finished)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise RetryableError("an answer that is no chat completion") from None
-    return Output(task, text, tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0, finished)
+        pass
+    raise RetryableError("an answer that is no chat completion")
 
 
 def _reason(error: Exception) -> str:
