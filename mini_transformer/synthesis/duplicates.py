@@ -2,7 +2,7 @@
 
 from datasketch import MinHash, MinHashLSH
 
-from mini_transformer.data.words import words
+from mini_transformer.data.words import word_runs, words
 
 RUN = 3  # words
 THRESHOLD = 0.5  # share of common runs (Jaccard) from which two texts are nearly the same
@@ -15,21 +15,19 @@ class Deduplicator:
     def __init__(self) -> None:
         self._exact: set[tuple[str, ...]] = set()
         self._near = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-        self._hashes: dict[str, MinHash] = {}
+        self._hashes: list[MinHash] = []
 
     def add(self, text: str) -> str | None:
         """Remember a text, or give the reason to reject it: it was there before, or one much like it."""
-        found = words(text)
-        if tuple(found) in self._exact:
+        found = tuple(words(text))
+        if found in self._exact:
             return "duplicate"
         hashed = MinHash(num_perm=PERMUTATIONS, seed=1)
-        runs = {" ".join(found[i : i + RUN]) for i in range(max(1, len(found) - RUN + 1))}
-        hashed.update_batch([run.encode() for run in sorted(runs)])
+        hashed.update_batch([run.encode() for run in sorted(word_runs(text, RUN) or {" ".join(found)})])
         # The index gives candidates; their hashes tell how alike they are.
-        if any(hashed.jaccard(self._hashes[name]) >= THRESHOLD for name in self._near.query(hashed)):
+        if any(hashed.jaccard(self._hashes[place]) >= THRESHOLD for place in self._near.query(hashed)):
             return "near-duplicate"
-        name = str(len(self._exact))
-        self._exact.add(tuple(found))
-        self._hashes[name] = hashed
-        self._near.insert(name, hashed)
+        self._near.insert(len(self._hashes), hashed)
+        self._hashes.append(hashed)
+        self._exact.add(found)
         return None

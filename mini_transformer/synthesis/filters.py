@@ -18,31 +18,29 @@ from mini_transformer.synthesis.prompts import Kind
 
 TRUNCATED, EMPTY, QUOTE = "truncated", "empty", "quote"
 
-_REFUSAL_ANYWHERE = re.compile(
-    r"\ben tant qu(?:e |')(?:modèle|assistant|intelligence artificielle|ia\b)|\bmodèle de langage\b|\bas an ai\b"
+# The model excuses itself, or speaks of itself.
+_REFUSAL = re.compile(
+    r"(?i)\ben tant qu(?:e |')(?:modèle|assistant|intelligence artificielle|ia\b)|\bmodèle de langage\b|\bas an ai\b"
     r"|\blanguage model\b|\bmes directives\b|\bopenai\b|\bqwen\b|\balibaba cloud\b"
-    r"|\bcontenu (?:inapproprié|offensant)\b",
-    re.IGNORECASE,
-)
-_REFUSAL_START = re.compile(
-    r"\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,"
+    r"|\bcontenu (?:inapproprié|offensant)\b"
+    r"|\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,"
     r"|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
     r"|i can(?:no|')t|malheureusement,? je ne|je ne comprends pas (?:votre|la) (?:demande|question)"
     r"|je ne (?:peux|puis|suis) pas (?:en mesure|écrire|vous|répondre|créer|générer)"
-    r"|il m'est impossible)",
-    re.IGNORECASE,
+    r"|il m'est impossible)"
 )
 # What a model says about its text, or leaves to be filled in; and markup that the cleaning could not undo.
 _BOILERPLATE = re.compile(
-    r"\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\b(?:plai|convien)"
+    r"(?im)\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\bplai"
+    r"|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\bconvien"
     r"|\b(?:voici|voilà) (?:une?|le|la|votre|ton) (?:autre )?(?:fable|poème|conte|dialogue|moralité|texte|version)\b"
     r"|\bnote *(?:de l'auteur|du traducteur)?(?<!\w) *: |\[[^\]\n]{2,60}\]|\bnombre de (?:mots|vers|syllabes)\b"
     r"|\b(?:le|ce) (?:poème|texte) (?:suit|respecte|utilise|comporte|ci-dessus)\b"
     r"|\brimes? (?:plates|croisées|embrassées)\b|\boctosyllabes?\b|\balexandrins?\b.{0,40}\brim|\bdécasyllabes?\b"
-    r"|```|\*\*|^#{1,6} |^\|.*\|$|^ *\d+[.)] .*\n+ *\d+[.)] |</?[a-z]+>|\bhttps?://|\blorem ipsum\b|\\n",
-    re.IGNORECASE | re.MULTILINE,
+    r"|```|\*\*|^#{1,6} |^\|.*\|$|^ *\d+[.)] .*\n+ *\d+[.)] |</?[a-z]+>|\bhttps?://|\blorem ipsum\b|\\n"
 )
 _SAYING = re.compile(r"^\s*(?:[—–-]|«|[^\n:.]{2,40}(?: ?:|\.) ?[«—A-ZÀ-Ý])", re.MULTILINE)
+_END = re.compile(r"[.!?…»\"”)—]\s*\Z")  # of a sentence
 _LATIN_OK = 0.995  # share of letters that must be Latin
 
 
@@ -61,26 +59,10 @@ class Candidate:
         return [line for line in self.text.split("\n") if line.strip()]
 
 
-def truncated(c: Candidate) -> str | None:
-    """Not ended by the model itself, as at --max-new-tokens."""
-    return None if c.finished else TRUNCATED
-
-
 def length(c: Candidate) -> str | None:
     """Fewer or more words than the kind of text has."""
     count, (fewest, most) = len(c.text.split()), c.kind.words
     return "too short" if count < fewest else "too long" if count > most else None
-
-
-def refusal(c: Candidate) -> str | None:
-    """The model excuses itself or speaks of itself."""
-    found = _REFUSAL_START.search(c.text) or _REFUSAL_ANYWHERE.search(c.text)
-    return "refusal" if found else None
-
-
-def boilerplate(c: Candidate) -> str | None:
-    """Talk about the text, places left to fill in, or markup."""
-    return "boilerplate" if _BOILERPLATE.search(c.text) else None
 
 
 def language(c: Candidate) -> str | None:
@@ -122,20 +104,15 @@ def form(c: Candidate) -> str | None:
     return None if sum(map(len, long)) >= 0.4 * len(c.text) else "no prose"
 
 
-def ending(c: Candidate) -> str | None:
-    """A last line that stops in the middle of a sentence."""
-    return None if re.search(r"[.!?…»\"”)—]\s*\Z", c.text) else "unfinished"
-
-
 CHECKS: dict[str, Callable[[Candidate], str | None]] = {
-    "truncated": truncated,
-    "refusal": refusal,  # before the length: an excuse is short, too
+    "truncated": lambda c: None if c.finished else TRUNCATED,  # not ended by the model, as at --max-new-tokens
+    "refusal": lambda c: "refusal" if _REFUSAL.search(c.text) else None,  # before the length: it is short, too
     "length": length,
-    "boilerplate": boilerplate,
+    "boilerplate": lambda c: "boilerplate" if _BOILERPLATE.search(c.text) else None,
     "language": language,
     "repetition": repetition,
     "verse": form,
-    "ending": ending,
+    "ending": lambda c: None if _END.search(c.text) else "unfinished",
 }
 OTHER_TEXTS = ("duplicates", "quotes")  # the filters that compare with other texts
 _LATIN = {"fr", "en", "de", "es", "it", "pt", "nl", "ca", "ro", "pl", "sv", "da", "no", "fi", "cs", "hu"}
@@ -159,13 +136,13 @@ class FilterPipeline:
     def __init__(self, chosen: Sequence[str], language: str, avoided: set[str], kept: Iterable[str] = ()) -> None:
         """`avoided`: runs of words that no sample may have; `kept`: the texts of an earlier call."""
         self._chosen, self._language, self._avoided = chosen, language, avoided
-        self._deduplicator = None
+        self.deduplicate: Callable[[str], str | None] = lambda text: None
         if "duplicates" in chosen:
             from mini_transformer.synthesis.duplicates import Deduplicator
 
-            self._deduplicator = Deduplicator()
+            self.deduplicate = Deduplicator().add
             for text in kept:
-                self._deduplicator.add(text)
+                self.deduplicate(text)
 
     def __call__(self, answer: str, kind: Kind, finished: bool) -> tuple[str, str | None]:
         """The text, and the reason to reject it or None. Without any filter, only what is no document is rejected."""
@@ -173,9 +150,7 @@ class FilterPipeline:
         reason = check(Candidate(text, kind, self._language, finished), self._chosen)
         if reason is None and "quotes" in self._chosen and shared_run(text, self._avoided):
             reason = QUOTE
-        if reason is None and self._deduplicator:
-            reason = self._deduplicator.add(text)
-        return text, reason
+        return text, reason or self.deduplicate(text)
 
 
 def check(candidate: Candidate, chosen: Sequence[str]) -> str | None:

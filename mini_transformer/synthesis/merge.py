@@ -6,9 +6,11 @@ from typing import Any
 
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.config import check_packages
-from mini_transformer.synthesis.filters import choose
+from mini_transformer.synthesis.filters import FilterPipeline, choose
 from mini_transformer.synthesis.report import log, summary
 from mini_transformer.synthesis.store import Record, Store, difference, read_run
+
+WHOLE = {"--shard": "1/1"}
 
 
 def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
@@ -18,37 +20,6 @@ def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
     missing then is written by the command that made the parts, without `--shard`. Raises `UserError` if a part is no
     run, is damaged or belongs to other settings than the first, or if `out` holds samples that are not to be replaced.
     """
-    settings, records = _read(parts, out)
-    deduplicator = None
-    if "duplicates" in choose(settings["--filters"]):
-        check_packages("datasketch")
-        from mini_transformer.synthesis.duplicates import Deduplicator
-
-        deduplicator = Deduplicator()
-    merged: dict[tuple[int, int], Record] = {}
-    done: set[int] = set()
-    # Parts may overlap: of the same attempt the first counts, and what was kept before what was rejected.
-    for record in sorted(records, key=lambda r: (r["number"], r["attempt"], r["rejected"] is not None)):
-        number, attempt = record["number"], record["attempt"]
-        if number not in done and (number, attempt) not in merged:
-            if record["rejected"] is None and deduplicator:
-                record["rejected"] = deduplicator.add(record["text"])
-            if record["rejected"] is None:
-                done.add(number)
-            merged[number, attempt] = record
-    if not done:
-        raise UserError(f"--merge: there is no sample in {', '.join(map(str, parts))}")
-    store = Store(out, settings, overwrite=overwrite)
-    try:
-        if store.progress.asked:
-            raise UserError(f"--out: {out} holds samples already; take another --out, or --overwrite to replace them")
-        store.commit(list(merged.values()))
-        log(summary(out, store.progress))
-    finally:
-        store.close()
-
-
-def _read(parts: Sequence[Path], out: Path) -> tuple[dict[str, Any], list[Record]]:
     common: dict[str, Any] = {}
     records: list[Record] = []
     for part in parts:
@@ -58,10 +29,31 @@ def _read(parts: Sequence[Path], out: Path) -> tuple[dict[str, Any], list[Record
         if not file.is_file():
             raise UserError(f"--merge: {part} is no output of generate_data.py ({file.name} is not beside it)")
         settings, found, _ = read_run(file)
-        settings["--shard"] = "1/1"
-        common = common or settings
-        if name := difference(settings, common):
+        common = common or settings | WHOLE
+        if name := difference(settings | WHOLE, common):
             there, here = settings.get(name), common[name]
             raise UserError(f"--merge: {part} has other settings than {parts[0]} ({name}: {there}, not {here})")
         records += found
-    return common, records
+    if "duplicates" in choose(common["--filters"]):
+        check_packages("datasketch")
+    unique = FilterPipeline(choose(common["--filters"]), "", set()).deduplicate
+    merged: dict[tuple[int, int], Record] = {}
+    done: set[int] = set()
+    # Parts may overlap: of the same attempt the first counts, and what was kept before what was rejected.
+    for record in sorted(records, key=lambda r: (r["number"], r["attempt"], r["rejected"] is not None)):
+        number, attempt = record["number"], record["attempt"]
+        if number not in done and (number, attempt) not in merged:
+            record["rejected"] = record["rejected"] or unique(record["text"])
+            merged[number, attempt] = record
+            if record["rejected"] is None:
+                done.add(number)
+    if not done:
+        raise UserError(f"--merge: there is no sample in {', '.join(map(str, parts))}")
+    store = Store(out, common, overwrite=overwrite)
+    try:
+        if store.progress.asked:
+            raise UserError(f"--out: {out} holds samples already; take another --out, or --overwrite to replace them")
+        store.commit(list(merged.values()))
+        log(summary(out, store.progress))
+    finally:
+        store.close()

@@ -41,16 +41,16 @@ def synthesize(config: SynthesisConfig) -> None:
     progress = store.progress
     try:
         if len(progress.kept) >= config.quota:
-            there = f"{len(progress.kept):,} samples are there already"
-            log(f"{config.out}: {there}; nothing to do (raise --samples for more)")
+            kept = f"{len(progress.kept):,} samples are there already"
+            log(f"{config.out}: {kept}; nothing to do (raise --samples for more)")
         else:
             _stop_if_hopeless(config, progress)  # before a model is loaded for nothing
             engine = _open_engine(config)
             try:
                 before = f"going on after {len(progress.kept):,} of " if progress.kept else ""
                 log(f"{config.model}, {engine.place}: {before}{config.quota:,} samples")
-                kept = [record["text"] for record in progress.kept]
-                pipeline = FilterPipeline(chosen, config.language, all_word_runs(avoided), kept)
+                texts = [record["text"] for record in progress.kept]
+                pipeline = FilterPipeline(chosen, config.language, all_word_runs(avoided), texts)
                 fill(config, recipe, pipeline, store, engine)
             finally:
                 engine.close()
@@ -82,44 +82,30 @@ def fill(config: SynthesisConfig, recipe: Recipe, pipeline: FilterPipeline, stor
         bar.close()
 
 
-def _next_tasks(
-    config: SynthesisConfig, recipe: Recipe, progress: Progress, in_flight: set[int], count: int
-) -> list[Task]:
-    again = [n for n in sorted(progress.open) if n not in in_flight and progress.open[n] < config.attempts][:count]
+def _next_tasks(config: SynthesisConfig, recipe: Recipe, progress: Progress, busy: set[int], count: int) -> list[Task]:
+    seed, opened = config.seed, progress.open
+    again = [n for n in sorted(opened) if n not in busy and opened[n] < config.attempts][:count]
     numbers = again + [progress.draw() for _ in range(count - len(again))]
-    attempts = [(number, progress.open[number]) for number in numbers]
-    return [
-        Task(recipe.prompt(n, config.seed), attempt, sample_seed(config.seed, n, attempt)) for n, attempt in attempts
-    ]
+    return [Task(recipe.prompt(n, seed), opened[n], sample_seed(seed, n, opened[n])) for n in numbers]
 
 
 def _stop_if_hopeless(config: SynthesisConfig, progress: Progress) -> None:
     kept, given_up = len(progress.kept), sum(attempt >= config.attempts for attempt in progress.open.values())
     if given_up > max(LEAST_GIVEN_UP, (kept + given_up) // 10):
+        attempts = f"{config.attempts} attempt{'s' * (config.attempts > 1)}"
+        reasons = ", ".join(f"{name} {n}" for name, n in progress.rejected.most_common(4))
         raise UserError(
-            f"{kept:,} of {config.quota:,} samples, and {given_up:,} given up after "
-            f"{config.attempts} attempt{'s' * (config.attempts > 1)} each "
-            f"(rejected: {', '.join(f'{name} {n}' for name, n in progress.rejected.most_common(4))}): see "
-            f"{config.out.with_suffix('.jsonl')}; {'more --retries, or ' if config.temperature > 0 else ''}"
+            f"{kept:,} of {config.quota:,} samples, and {given_up:,} given up after {attempts} each (rejected: "
+            f"{reasons}): see {config.out.with_suffix('.jsonl')}; {'more --retries, or ' * (config.temperature > 0)}"
             "another --model or other --filters with another --out may help"
         )
 
 
 def _record(config: SynthesisConfig, output: Output, text: str, rejected: str | None) -> Record:
-    prompt = output.task.prompt
-    record: Record = {
-        "number": prompt.number,
-        "attempt": output.task.attempt,
-        "rejected": rejected,
-        "seed": output.task.seed,
-        "kind": prompt.kind.name,
-        "slots": prompt.slots,
-        "system": prompt.system,
-        "prompt": prompt.text,
-        "tokens": output.tokens,
-        "finished": output.finished,
-        "text": text,
-    }
+    task, prompt = output.task, output.task.prompt
+    record: Record = {"number": prompt.number, "attempt": task.attempt, "rejected": rejected, "seed": task.seed}
+    record |= {"kind": prompt.kind.name, "slots": prompt.slots, "system": prompt.system, "prompt": prompt.text}
+    record |= {"tokens": output.tokens, "finished": output.finished, "text": text}
     raw = output.text.encode("utf-8", "replace").decode("utf-8")  # a server may send half of a surrogate pair
     return record if raw == text else record | {"raw": raw}
 

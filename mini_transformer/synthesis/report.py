@@ -26,19 +26,18 @@ class ProgressBar:
     def __init__(self, progress: Progress, quota: int) -> None:
         """`progress` is watched: it changes as the run goes on."""
         self._progress, self._quota = progress, quota
-        self._kept, self._tokens = len(progress.kept), progress.tokens  # at the start
-        self._bar: tqdm[Any] = tqdm(initial=self._kept, total=quota, disable=None, dynamic_ncols=True, leave=False)
+        self._bar: tqdm[Any] = tqdm(initial=len(progress.kept), total=quota, disable=None, leave=False)
         self._start = self._last_line = time.monotonic()
+        self._kept, self._tokens = len(progress.kept), progress.tokens  # at the start
 
     def update(self) -> None:
         """A batch is done."""
-        kept, now = len(self._progress.kept), time.monotonic()
-        seconds = max(now - self._start, 1e-9)
+        kept, seconds = len(self._progress.kept), max(time.monotonic() - self._start, 1e-9)
         rate = f"{(self._progress.tokens - self._tokens) / seconds:,.0f} tokens/s"
         self._bar.set_postfix_str(f"{self._progress.asked:,} asked, {rate}", refresh=False)
         self._bar.update(kept - self._bar.n)
-        if self._bar.disable and now - self._last_line >= BETWEEN_LINES:
-            self._last_line = now
+        if self._bar.disable and time.monotonic() - self._last_line >= BETWEEN_LINES:
+            self._last_line = time.monotonic()
             left = seconds * (self._quota - kept) / max(1, kept - self._kept)
             log(f"{self._so_far()}; {rate}, {tqdm.format_interval(left)} left")
 
@@ -53,19 +52,14 @@ class ProgressBar:
         return f"{len(self._progress.kept):,} of {self._quota:,} kept, {self._progress.asked:,} asked{rejected}"
 
 
-def distinct(texts: list[list[str]], n: int) -> float:
-    """How many different runs of n words there are in the texts, over how many at all."""
-    runs = [run for text in texts for run in zip(*(text[i:] for i in range(n)), strict=False)]
-    return len(set(runs)) / max(1, len(runs))
-
-
 def summary(out: Path, progress: Progress) -> str:
     """Kinds, lengths, variety and rejections of all samples, as a list."""
     texts = [record["text"] for record in progress.kept]
     characters = sum(map(len, texts))
     lengths, found = sorted(len(text.split()) for text in texts), [words(text) for text in texts]
     low, high = lengths[len(lengths) // 4], lengths[3 * len(lengths) // 4]
-    variety = ", ".join(f"{distinct(found, n):.0%} of {n}" for n in range(1, 5))
+    runs = {n: [run for text in found for run in zip(*(text[i:] for i in range(n)), strict=False)] for n in range(1, 5)}
+    variety = ", ".join(f"{len(set(all_)) / max(1, len(all_)):.0%} of {n}" for n, all_ in runs.items())
     kinds = Counter(record["kind"] for record in progress.kept).most_common()
     return f"""
 - {len(texts):,} samples kept of {progress.asked:,} asked for, {sum(lengths):,} words, {characters:,} characters

@@ -11,10 +11,9 @@ that a kill broke off: it is removed at the next start, and written again. How f
 
 import json
 import os
-import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,9 @@ Record = dict[str, Any]
 
 
 class Progress:
-    """How far a run is, by its samples."""
+    """How far a run is, by its samples. Their numbers are `first`, `first + step`, and so on."""
 
     def __init__(self, first: int, step: int) -> None:
-        """`first`: the number of the first sample, `step`: from each to the next."""
         self.next, self._step = first, step  # the next number that was never asked for
         self.open: dict[int, int] = {}  # samples asked for but not kept: their next attempt
         self.kept: list[Record] = []
@@ -51,22 +49,19 @@ class Progress:
         number, reason = record["number"], record["rejected"]
         while self.next <= number:
             self.draw()
+        self.asked, self.tokens = self.asked + 1, self.tokens + record["tokens"]
         if reason is None:
             del self.open[number]
             self.kept.append(record)
         else:
             self.open[number] = record["attempt"] + 1
             self.rejected[reason] += 1
-        self.asked += 1
-        self.tokens += record["tokens"]
 
 
 class Store:
     """The files of one run. Raises `UserError` if they hold another run, were changed, or cannot be written."""
 
-    def __init__(
-        self, out: Path, settings: dict[str, Any], part: tuple[int, int] = (0, 1), overwrite: bool = False
-    ) -> None:
+    def __init__(self, out: Path, settings: Record, part: tuple[int, int] = (0, 1), overwrite: bool = False) -> None:
         """`part` (i, n): of each n samples the i-th, from 0, is this run's."""
         if out.is_dir():
             raise UserError(f"--out: {out} is a folder, not a file")
@@ -91,19 +86,9 @@ class Store:
         """
         for record in records:
             self.progress.add(record)
-        batch = _lines(*records, {MARKER: self.progress.asked})
         try:
-            with _uninterrupted():
-                if self._new:
-                    self._file.truncate(0)  # killed from here on, a run that is overwritten gets its text back
-                    os.fsync(self._file.fileno())
-                    with replacing(self.samples) as temporary:
-                        temporary.write_bytes(_lines({"settings": self._settings}) + batch)
-                    self._new = False
-                else:
-                    with open(self.samples, "ab", buffering=0) as file:
-                        _append(file, batch)
-                _append(self._file, _text(record for record in records if record["rejected"] is None))
+            with ThreadPoolExecutor(1) as thread:  # which Ctrl-C does not reach, and waits for
+                thread.submit(self._write, records).result()
         except OSError as error:
             problem = f"cannot be written ({error.strerror}); the samples so far are kept"
             raise UserError(f"--out: {self.text} {problem}") from None
@@ -114,26 +99,35 @@ class Store:
             self.text.unlink(missing_ok=True)
         self._file.close()
 
+    def _write(self, records: list[Record]) -> None:
+        batch = _lines(*records, {MARKER: self.progress.asked})
+        if self._new:
+            self._file.truncate(0)  # killed from here on, a run that is overwritten gets its text back
+            os.fsync(self._file.fileno())
+            with replacing(self.samples) as temporary:
+                temporary.write_bytes(_lines({"settings": self._settings}) + batch)
+            self._new = False
+        else:
+            with open(self.samples, "ab", buffering=0) as file:
+                _append(file, batch)
+        _append(self._file, _text(record for record in records if record["rejected"] is None))
+
     def _start(self, overwrite: bool) -> None:
         """Take up the run that is there, if any. Nothing is changed before all of it is found in order."""
         # A file without a name is one that another process, which got nothing, took away at this moment.
         if not try_lock(self._file) or not os.fstat(self._file.fileno()).st_nlink:
             self._created = False
             raise UserError(f"--out: another process is writing {self.text}; machines that share the work need --shard")
-        there = self.text.read_bytes()
+        there, other = self.text.read_bytes(), "take another --out, or --overwrite to replace it"
         if overwrite or not (there or self.samples.exists()):
             return
         if not self.samples.exists():
-            problem = "is there, but no run of ours; take another --out, or --overwrite to replace it"
-            raise UserError(f"--out: {self.text} {problem}")
+            raise UserError(f"--out: {self.text} is there, but no run of ours; {other}")
         settings, records, size = read_run(self.samples)
         if name := difference(settings, self._settings):
             both = f"{settings.get(name)} there, {self._settings[name]} here"
-            raise UserError(
-                f"--out: {self.text} holds samples of other settings ({name}: "
-                f"{'the text is another one' if name in BY_DIGEST else both}); take another --out, or --overwrite to "
-                "give them up"
-            )
+            both = "the text is another one" if name in BY_DIGEST else both
+            raise UserError(f"--out: {self.text} holds samples of other settings ({name}: {both}); {other}")
         try:
             for record in records:
                 self.progress.add(record)
@@ -141,10 +135,8 @@ class Store:
         except (LookupError, TypeError, ValueError):
             raise _damaged(self.samples) from None
         if not text.startswith(there):
-            problem = (
-                f"changed by hand (it is derived from {self.samples.name}): move your version away, then start again"
-            )
-            raise UserError(f"{self.text}: {problem}")
+            problem = f"changed by hand (it is derived from {self.samples.name}): move your version away, then start"
+            raise UserError(f"{self.text}: {problem} again")
         os.truncate(self.samples, size)
         _append(self._file, text[len(there) :])
         self._new = False
@@ -172,19 +164,6 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
 
 def _damaged(path: Path) -> UserError:
     return UserError(f"{path}: changed by hand, or no run of ours; put it back, or --overwrite to start anew")
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done."""
-    caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        signal.raise_signal(signal.SIGINT)
 
 
 def _lines(*records: Record) -> bytes:

@@ -10,19 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
 from transformers.utils import logging
 
 from mini_transformer.device import describe, pick_device, pick_precision
@@ -34,7 +26,7 @@ from mini_transformer.synthesis.config import SynthesisConfig
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
-class SeededSampling(LogitsProcessor):
+class SeededSampling(transformers.LogitsProcessor):
     """Adds Gumbel noise, so that the likeliest token is one sampled from the distribution.
 
     Each row has a generator of its own: what is sampled depends on its seed alone, not on its neighbours.
@@ -92,10 +84,8 @@ class LocalEngine:
             if torch.cuda.is_available():  # outside of the `except`, whose error holds on to the memory
                 torch.cuda.empty_cache()
             if len(chunk) == 1:
-                raise UserError(
-                    f"out of memory on {self._device} with a single sample: lower --max-new-tokens, "
-                    "take --quantize 4bit or a smaller --model"
-                )
+                advice = "lower --max-new-tokens, take --quantize 4bit or a smaller --model"
+                raise UserError(f"out of memory on {self._device} with a single sample: {advice}")
             self.concurrency = len(chunk) // 2
             self._log(f"Out of memory on {self._device}: the batch is halved to {self.concurrency}")
         return outputs
@@ -110,10 +100,8 @@ class LocalEngine:
         positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
         if length + most > positions and not self._warned:
             self._warned = True
-            self._log(
-                f"Warning: a prompt of {length} tokens and --max-new-tokens {most} go beyond the {positions} positions "
-                f"that {self._config.model} was made for"
-            )
+            beyond = f"the {positions} positions that {self._config.model} was made for"
+            self._log(f"Warning: a prompt of {length} tokens and --max-new-tokens {most} go beyond {beyond}")
         with torch.inference_mode():
             sequences = self._model.generate(
                 input_ids=prompts["input_ids"].to(self._device),
@@ -135,13 +123,13 @@ class LocalEngine:
                 reason = _one_line(error)
         raise UserError(f"--model: the chat template of {self._config.model} does not work: {reason}")
 
-    def _processors(self, tasks: Sequence[Task]) -> LogitsProcessorList:
+    def _processors(self, tasks: Sequence[Task]) -> transformers.LogitsProcessorList:
         temperature, top_p = self._config.temperature, self._config.top_p
         if temperature == 0:
-            return LogitsProcessorList()
+            return transformers.LogitsProcessorList()
         sampling = SeededSampling([task.seed for task in tasks], self._device)
-        chosen = [TopPLogitsWarper(top_p), sampling] if top_p < 1 else [sampling]
-        return LogitsProcessorList([TemperatureLogitsWarper(temperature), *chosen])
+        chosen = [transformers.TopPLogitsWarper(top_p), sampling] if top_p < 1 else [sampling]
+        return transformers.LogitsProcessorList([transformers.TemperatureLogitsWarper(temperature), *chosen])
 
     def _output(self, task: Task, tokens: list[int]) -> Output:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
@@ -159,16 +147,12 @@ def _load(config: SynthesisConfig, device: torch.device, precision: torch.dtype)
             if importlib.util.find_spec(package) is None:
                 raise UserError(f"--quantize 4bit: the Python package {package!r} is missing: pip install {package}")
         choices["device_map"] = {"": device}
-        choices["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=precision,
-        )
+        nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision)
+        choices["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
     from_cache = not Path(name).is_dir() and _must_be_cached(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=from_cache)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=from_cache)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
         return tokenizer, (model if config.quantize else model.to(device)).eval()
     except Exception as error:  # whatever the libraries make of a folder with damaged or missing files
         reason = _one_line(error)
