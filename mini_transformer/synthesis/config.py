@@ -24,9 +24,7 @@ class SynthesisConfig:
     samples: int = option(5000, "samples to end with; a finished file grows when this is raised", least=1, most=10**9)
     batch: int = option(8, "samples written at once (openai: requests in flight)", least=1, most=4096)
     model: str = option("Qwen/Qwen2.5-7B-Instruct-1M", "instruct model: a folder, or a name on the Hub", metavar="NAME")
-    engine: str = option(
-        "transformers", "what runs the model: this machine, or a server", choices=("transformers", "openai")
-    )
+    engine: str = option("transformers", "this machine, or a server", choices=("transformers", "openai"))
     base_url: str | None = option(None, "openai: address of the server, such as http://localhost:8000/v1")
     temperature: float = option(0.9, "0: always the likeliest token", least=0.0, most=2.0)
     top_p: float = option(0.95, "sample from the likeliest tokens that sum to X only", above=0.0, most=1.0)
@@ -75,17 +73,14 @@ def check(config: SynthesisConfig) -> None:
     if config.quota == 0:
         raise UserError(f"--shard: {config.shard} has nothing to do for {config.samples} samples")
     if config.gpu is not None and not config.gpu.isdigit():
-        raise UserError(
-            f"--gpu: {config.gpu}: expected one id, such as --gpu 0; several GPUs share the work by --shard"
-        )
+        raise UserError(f"--gpu: {config.gpu}: expected one id, such as 0; several GPUs share the work by --shard")
     remote = config.engine == "openai"
     for name in ("gpu", "quantize") if remote else ("base_url",):
         if getattr(config, name) is not None:
             raise UserError(f"{flag(name)}: belongs to --engine {'transformers' if remote else 'openai'}")
-    if remote and config.base_url is None:
-        raise UserError("--base-url: missing; --engine openai needs the server's, such as http://localhost:8000/v1")
-    if remote and not _is_address(str(config.base_url)):
-        raise UserError("--base-url: no address of a server; expected one such as http://localhost:8000/v1, no query")
+    if remote and not _is_address(config.base_url or ""):
+        found = "no address of a server" if config.base_url else "missing"
+        raise UserError(f"--base-url: {found}; expected one such as http://localhost:8000/v1, no query")
 
 
 def _is_address(url: str) -> bool:

@@ -10,8 +10,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from mini_transformer.data.words import shared_run, words
+from mini_transformer.data.words import shared_run, word_runs, words
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.cleaning import clean, plain
 from mini_transformer.synthesis.prompts import Kind
@@ -41,6 +42,7 @@ _BOILERPLATE = re.compile(
 )
 _SAYING = re.compile(r"^\s*(?:[—–-]|«|[^\n:.]{2,40}(?: ?:|\.) ?[«—A-ZÀ-Ý])", re.MULTILINE)
 _END = re.compile(r"[.!?…»\"”)—]\s*\Z")  # of a sentence
+NEAR = 0.5  # share of common runs (Jaccard) from which two texts are nearly the same
 _LATIN_OK = 0.995  # share of letters that must be Latin
 
 
@@ -130,6 +132,33 @@ def choose(wanted: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in chosen)
 
 
+class Deduplicator:
+    """The texts that were kept, to find those that come again: MinHash over runs of three words (`datasketch`)."""
+
+    def __init__(self) -> None:
+        from datasketch import MinHash, MinHashLSH  # takes a moment to load, and only this filter needs it
+
+        self._exact: set[tuple[str, ...]] = set()
+        self._near = MinHashLSH(threshold=NEAR, num_perm=128)
+        self._hashes: list[MinHash] = []
+        self._hash = partial(MinHash, num_perm=128, seed=1)
+
+    def add(self, text: str) -> str | None:
+        """Remember a text, or give the reason to reject it: it was there before, or one much like it."""
+        found = tuple(words(text))
+        if found in self._exact:
+            return "duplicate"
+        hashed = self._hash()
+        hashed.update_batch([run.encode() for run in sorted(word_runs(text, 3) or {" ".join(found)})])
+        # The index gives candidates; their hashes tell how alike they are.
+        if any(hashed.jaccard(self._hashes[place]) >= NEAR for place in self._near.query(hashed)):
+            return "near-duplicate"
+        self._near.insert(len(self._hashes), hashed)
+        self._hashes.append(hashed)
+        self._exact.add(found)
+        return None
+
+
 class FilterPipeline:
     """Cleans answers, and gives the reason to reject one. It remembers what it let pass, for the duplicates."""
 
@@ -138,8 +167,6 @@ class FilterPipeline:
         self._chosen, self._language, self._avoided = chosen, language, avoided
         self.deduplicate: Callable[[str], str | None] = lambda text: None
         if "duplicates" in chosen:
-            from mini_transformer.synthesis.duplicates import Deduplicator
-
             self.deduplicate = Deduplicator().add
             for text in kept:
                 self.deduplicate(text)

@@ -1,13 +1,14 @@
 """Joining the outputs of several machines (`--shard`) into one, without duplicates."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.config import check_packages
 from mini_transformer.synthesis.filters import FilterPipeline, choose
-from mini_transformer.synthesis.report import log, summary
+from mini_transformer.synthesis.pipeline import log, summary
 from mini_transformer.synthesis.store import Record, Store, difference, read_run
 
 WHOLE = {"--shard": "1/1"}
@@ -49,11 +50,8 @@ def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
                 done.add(number)
     if not done:
         raise UserError(f"--merge: there is no sample in {', '.join(map(str, parts))}")
-    store = Store(out, common, overwrite=overwrite)
-    try:
+    with closing(Store(out, common, overwrite=overwrite)) as store:
         if store.progress.asked:
             raise UserError(f"--out: {out} holds samples already; take another --out, or --overwrite to replace them")
         store.commit(list(merged.values()))
         log(summary(out, store.progress))
-    finally:
-        store.close()

@@ -6,20 +6,28 @@ killed and started again therefore goes through the same batches as one that is 
 """
 
 import hashlib
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from mini_transformer.data.sources import read_documents
-from mini_transformer.data.words import all_word_runs
+from mini_transformer.data.words import all_word_runs, words
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis import filters, prompts
 from mini_transformer.synthesis.backends import Engine, Output, Task
 from mini_transformer.synthesis.config import SynthesisConfig, check, check_packages, settings
 from mini_transformer.synthesis.filters import FilterPipeline
 from mini_transformer.synthesis.prompts import Recipe, sample_seed
-from mini_transformer.synthesis.report import ProgressBar, log, summary
 from mini_transformer.synthesis.store import Progress, Record, Store
 
 # So many samples may be given up before a run is called hopeless, or a tenth of those that are done.
 LEAST_GIVEN_UP = 20
+BETWEEN_LINES = 30.0  # seconds
 NEEDED_PACKAGES = {"language": "py3langid", "duplicates": "datasketch"}  # by filter
 
 
@@ -37,26 +45,20 @@ def synthesize(config: SynthesisConfig) -> None:
     avoided = read_documents(config.avoid, config.encoding) if config.avoid else []
     digest = hashlib.sha256("\0".join(avoided).encode()).hexdigest()[:16] if avoided else ""
     recorded = settings(config, {"--recipe": recipe.digest, "--avoid": digest})
-    store = Store(config.out, recorded, config.part, config.overwrite)
-    progress = store.progress
-    try:
+    with closing(Store(config.out, recorded, config.part, config.overwrite)) as store:
+        progress = store.progress
         if len(progress.kept) >= config.quota:
             kept = f"{len(progress.kept):,} samples are there already"
             log(f"{config.out}: {kept}; nothing to do (raise --samples for more)")
         else:
             _stop_if_hopeless(config, progress)  # before a model is loaded for nothing
-            engine = _open_engine(config)
-            try:
+            with closing(_open_engine(config)) as engine:
                 before = f"going on after {len(progress.kept):,} of " if progress.kept else ""
                 log(f"{config.model}, {engine.place}: {before}{config.quota:,} samples")
                 texts = [record["text"] for record in progress.kept]
                 pipeline = FilterPipeline(chosen, config.language, all_word_runs(avoided), texts)
                 fill(config, recipe, pipeline, store, engine)
-            finally:
-                engine.close()
         log(summary(store.text, progress))
-    finally:
-        store.close()
 
 
 def fill(config: SynthesisConfig, recipe: Recipe, pipeline: FilterPipeline, store: Store, engine: Engine) -> None:
@@ -65,8 +67,7 @@ def fill(config: SynthesisConfig, recipe: Recipe, pipeline: FilterPipeline, stor
     Raises `UserError` if so many samples are given up that it would not end.
     """
     in_flight: set[int] = set()
-    bar = ProgressBar(store.progress, config.quota)
-    try:
+    with closing(ProgressBar(store.progress, config.quota)) as bar:
         while len(store.progress.kept) < config.quota:
             _stop_if_hopeless(config, store.progress)
             missing = config.quota - len(store.progress.kept) - len(in_flight)
@@ -76,10 +77,8 @@ def fill(config: SynthesisConfig, recipe: Recipe, pipeline: FilterPipeline, stor
             outputs = engine.generate(tasks)
             in_flight -= {output.task.prompt.number for output in outputs}
             filtered = [pipeline(output.text, output.task.prompt.kind, output.finished) for output in outputs]
-            store.commit([_record(config, output, *one) for output, one in zip(outputs, filtered, strict=True)])
+            store.commit([_record(output, *one) for output, one in zip(outputs, filtered, strict=True)])
             bar.update()
-    finally:
-        bar.close()
 
 
 def _next_tasks(config: SynthesisConfig, recipe: Recipe, progress: Progress, busy: set[int], count: int) -> list[Task]:
@@ -101,7 +100,7 @@ def _stop_if_hopeless(config: SynthesisConfig, progress: Progress) -> None:
         )
 
 
-def _record(config: SynthesisConfig, output: Output, text: str, rejected: str | None) -> Record:
+def _record(output: Output, text: str, rejected: str | None) -> Record:
     task, prompt = output.task, output.task.prompt
     record: Record = {"number": prompt.number, "attempt": task.attempt, "rejected": rejected, "seed": task.seed}
     record |= {"kind": prompt.kind.name, "slots": prompt.slots, "system": prompt.system, "prompt": prompt.text}
@@ -118,3 +117,65 @@ def _open_engine(config: SynthesisConfig) -> Engine:
     from mini_transformer.synthesis.backends.local import LocalEngine
 
     return LocalEngine(config, log)
+
+
+def log(line: str) -> None:
+    """Print a line, above the bar if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class ProgressBar:
+    """How far a run is: a bar on standard error if that is a terminal, otherwise a line now and then."""
+
+    def __init__(self, progress: Progress, quota: int) -> None:
+        """`progress` is watched: it changes as the run goes on."""
+        self._progress, self._quota = progress, quota
+        self._bar: tqdm[Any] = tqdm(initial=len(progress.kept), total=quota, disable=None, leave=False)
+        self._start = self._last_line = time.monotonic()
+        self._kept, self._tokens = len(progress.kept), progress.tokens  # at the start
+
+    def update(self) -> None:
+        """A batch is done."""
+        kept, seconds = len(self._progress.kept), max(time.monotonic() - self._start, 1e-9)
+        rate = f"{(self._progress.tokens - self._tokens) / seconds:,.0f} tokens/s"
+        self._bar.set_postfix_str(f"{self._progress.asked:,} asked, {rate}", refresh=False)
+        self._bar.update(kept - self._bar.n)
+        if self._bar.disable and time.monotonic() - self._last_line >= BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = seconds * (self._quota - kept) / max(1, kept - self._kept)
+            log(f"{self._so_far()}; {rate}, {tqdm.format_interval(left)} left")
+
+    def close(self) -> None:
+        """The bar goes. A run that is stopped tells what it has, as there is no summary then."""
+        self._bar.close()
+        if self._progress.asked and len(self._progress.kept) < self._quota:
+            log(self._so_far())
+
+    def _so_far(self) -> str:
+        rejected = f"; rejected: {_rejected(self._progress)}" if self._progress.rejected else ""
+        return f"{len(self._progress.kept):,} of {self._quota:,} kept, {self._progress.asked:,} asked{rejected}"
+
+
+def summary(out: Path, progress: Progress) -> str:
+    """Kinds, lengths, variety and rejections of all samples, as a list."""
+    texts = [record["text"] for record in progress.kept]
+    characters = sum(map(len, texts))
+    lengths, found = sorted(len(text.split()) for text in texts), [words(text) for text in texts]
+    low, high = lengths[len(lengths) // 4], lengths[3 * len(lengths) // 4]
+    runs = {n: [run for text in found for run in zip(*(text[i:] for i in range(n)), strict=False)] for n in range(1, 5)}
+    variety = ", ".join(f"{len(set(all_)) / max(1, len(all_)):.0%} of {n}" for n, all_ in runs.items())
+    kinds = Counter(record["kind"] for record in progress.kept).most_common()
+    return f"""
+- {len(texts):,} samples kept of {progress.asked:,} asked for, {sum(lengths):,} words, {characters:,} characters
+- written: {progress.tokens:,} tokens
+- words per sample: {lengths[0]} to {lengths[-1]}, half of them from {low} to {high}
+- different runs of words, of all in {len(texts):,} samples: {variety}
+- kinds: {", ".join(f"{kind} {n:,}" for kind, n in kinds)}
+- rejected: {_rejected(progress) or "none"}
+
+The text is in {out}, each sample with its prompt in {out.with_suffix(".jsonl")}"""
+
+
+def _rejected(progress: Progress) -> str:
+    return ", ".join(f"{name} {n:,} ({n / progress.asked:.1%})" for name, n in progress.rejected.most_common())

@@ -84,9 +84,13 @@ def embedded_recipe() -> Path:
 
 def load(path: Path, language: str) -> Recipe:
     """Read a recipe and check it. Raises `UserError` naming the entry that is wrong."""
-    text = _read(path)
     try:
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of UTF-8
         raw = tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not in UTF-8, as a recipe must be; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: no valid TOML: {error}") from None
 
@@ -148,14 +152,3 @@ def load(path: Path, language: str) -> Recipe:
     no_braces(system, "system")
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Recipe(system, tuple(kinds), {name: tuple(values) for name, values in slots.items()}, digest)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of UTF-8
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not in UTF-8, as a recipe must be; save it as UTF-8") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -16,8 +16,7 @@ from mini_transformer.data.sources import read_documents
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis import filters
 from mini_transformer.synthesis.cleaning import clean, plain
-from mini_transformer.synthesis.duplicates import Deduplicator
-from mini_transformer.synthesis.filters import CHECKS, Candidate, FilterPipeline, check, choose
+from mini_transformer.synthesis.filters import CHECKS, Candidate, Deduplicator, FilterPipeline, check, choose
 from mini_transformer.synthesis.prompts import Kind, embedded_recipe, load
 
 HERE = Path(__file__).parent

@@ -109,7 +109,7 @@ def test_how_a_recipe_may_be_encoded(tmp_path: Path) -> None:
     assert load(tmp_path / "marked", "fr") == load(tmp_path / "plain", "fr")
     with pytest.raises(UserError, match=r"old: is not in UTF-8, as a recipe must be; save it as UTF-8$"):
         load(tmp_path / "old", "fr")
-    with pytest.raises(UserError, match=r"none: no such file$"):
+    with pytest.raises(UserError, match=r"none: cannot be read \(No such file or directory\)$"):
         load(tmp_path / "none", "fr")
     with pytest.raises(UserError, match=r": cannot be read \(Is a directory\)$"):
         load(tmp_path, "fr")

@@ -27,16 +27,13 @@ class Output:
 
 
 class Engine(Protocol):
-    """Takes tasks and gives outputs back, in batches or as they come."""
+    """Takes tasks and gives outputs back, in batches or as they come. Raises `UserError` if it cannot go on."""
 
     concurrency: int  # tasks that may be in flight at once
     place: str  # where it works, in words
 
     def generate(self, tasks: Sequence[Task]) -> list[Output]:
-        """Start these tasks too, then return outputs: at least one while any task is in flight.
-
-        Raises `UserError` if the engine cannot go on.
-        """
+        """Start these tasks too, then return outputs: at least one while any task is in flight."""
 
     def close(self) -> None:
         """Cancel what is in flight, and free what the engine holds."""

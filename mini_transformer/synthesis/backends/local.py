@@ -63,8 +63,7 @@ class LocalEngine:
         self._chat("system", "prompt")  # raises now rather than in the middle of the work
         self._tokenizer.padding_side = "left"
         ends = self._model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self._ends = {*ends, self._tokenizer.eos_token_id} - {None}
+        self._ends = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id} - {None}
         if not self._ends:
             raise UserError(f"--model: {config.model} names no token that ends an answer (eos_token_id)")
         if self._tokenizer.pad_token_id is None:
@@ -170,7 +169,7 @@ def _load(config: SynthesisConfig, device: torch.device, precision: torch.dtype)
 
 
 def _must_be_cached(name: str) -> bool:
-    """Whether the Hub is out of reach. Raises `UserError` if the name cannot be that of a model there."""
+    """Whether the Hub is out of reach. Raises `UserError` if it has no such model."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model: {name}: there is no such folder")
     try:
