@@ -24,7 +24,7 @@ class SynthesisConfig:
     samples: int = option(5000, "samples to end with; a finished file grows when this is raised", least=1, most=10**9)
     batch: int = option(8, "samples written at once (openai: requests in flight)", least=1, most=4096)
     model: str = option("Qwen/Qwen2.5-7B-Instruct-1M", "instruct model: a folder, or a name on the Hub", metavar="NAME")
-    engine: str = option("transformers", "this machine, or a server", choices=("transformers", "openai"))
+    engine: str = option("transformers", "on this machine, or a server", choices=("transformers", "openai"))
     base_url: str | None = option(None, "openai: address of the server, such as http://localhost:8000/v1")
     temperature: float = option(0.9, "0: always the likeliest token", least=0.0, most=2.0)
     top_p: float = option(0.95, "sample from the likeliest tokens that sum to X only", above=0.0, most=1.0)

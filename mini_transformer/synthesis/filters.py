@@ -69,12 +69,14 @@ def length(c: Candidate) -> str | None:
 
 def language(c: Candidate) -> str | None:
     """Another language, as a whole or in a part of the text, or letters of another script."""
+    from py3langid import classify  # takes a moment to load, and only this filter needs it
+
     letters = [char for char in c.text if char.isalpha()]
     latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
     if c.language in _LATIN and latin < _LATIN_OK * len(letters):
         return "language"
     parts = [c.text, *_stretches(c.text, 200)]
-    return "language" if any(_language_of(part) != c.language for part in parts) else None
+    return "language" if any(classify(part.lower())[0] != c.language for part in parts) else None
 
 
 def repetition(c: Candidate) -> str | None:
@@ -196,9 +198,3 @@ def _stretches(text: str, least: int) -> list[str]:
             out.append(current)
             current = ""
     return out
-
-
-def _language_of(text: str) -> str:
-    import py3langid  # loads its model, which only this filter needs
-
-    return str(py3langid.classify(text.lower())[0])
