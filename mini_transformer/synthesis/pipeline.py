@@ -131,7 +131,7 @@ class ProgressBar:
     def __init__(self, progress: Progress, quota: int) -> None:
         """`progress` is watched: it changes as the run goes on."""
         self._progress, self._quota = progress, quota
-        self._bar: tqdm[Any] = tqdm(initial=len(progress.kept), total=quota, disable=None, leave=False)
+        self._bar: tqdm[Any] = tqdm(initial=len(progress.kept), total=quota, unit=" samples", disable=None, leave=False)
         self._start = self._last_line = time.monotonic()
         self._kept, self._tokens = len(progress.kept), progress.tokens  # at the start
 
