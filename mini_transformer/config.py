@@ -219,11 +219,16 @@ def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
             raise UserError(f"`{name}`: {item!r} is none of {', '.join(limits['choices'])}")
 
 
+def check_fields(part: Any) -> None:
+    """Refuse a dataclass with a setting outside its limits."""
+    for f in dataclasses.fields(part):
+        check_limits(f.name, getattr(part, f.name), f.metadata)
+
+
 def check(config: TrainConfig) -> None:
     """Refuse settings outside their limits, then those that do not go together. Needs no file and no device."""
-    for part in (getattr(config, name) for name in TRAIN_PARTS):
-        for f in dataclasses.fields(part):
-            check_limits(f.name, getattr(part, f.name), f.metadata)
+    for name in TRAIN_PARTS:
+        check_fields(getattr(config, name))
     for phase in config.phases:
         check_limits(f"max_iters{config.suffix(phase)}", phase.iters, _ITERS)
         check_limits(f"lr{config.suffix(phase)}", phase.lr, _LR)

@@ -7,7 +7,7 @@ from types import FrameType
 
 from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, path
 from mini_transformer.errors import UserError
-from mini_transformer.synthesis.settings import SynthesisConfig, check
+from mini_transformer.synthesis.config import SynthesisConfig, check
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
             check(config)
             merge(parts, config.out, config.overwrite)
         else:
-            from mini_transformer.synthesis.pipeline import synthesise
+            from mini_transformer.synthesis.pipeline import synthesize
 
-            synthesise(config)
+            synthesize(config)
     except KeyboardInterrupt:
         command = "The same command" + " without --overwrite" * config.overwrite
         print(f"\nStopped; what was kept is in {config.out}. {command} goes on from here.")

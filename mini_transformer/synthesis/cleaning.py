@@ -1,4 +1,4 @@
-"""What is taken off an answer before it is judged: thoughts, chatter and markup around the text itself."""
+"""What is taken off an answer before it is checked: thoughts, talk and markup around the text itself."""
 
 import html
 import re
@@ -17,53 +17,45 @@ _QUOTE = re.compile(r"^> ?", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*{1,3}|(?<!\w)_{1,3})(?=\S)([^*_\n]*?\S)\1(?!\w)")
 _BULLET = re.compile(r"^ *[*•] +", re.MULTILINE)
 _LABEL = re.compile(
-    r"^(?:titre|title|(?:la )?moral(?:e|ité)?(?: (?:de (?:la|cette) fable|de l'histoire|du conte))?) *: *",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)^(?:titre|title|(?:la )?moral(?:e|ité)?(?: (?:de (?:la|cette) fable|de l'histoire|du conte))?) *: *"
 )
 # Labels that stand alone where only text should: "Strophe 2 :", "Premier quatrain", "Fable :", "(Fin)".
 _ALONE = re.compile(
-    r"^[^\w\n]*(?:(?:premi(?:er|ère)|second|seconde|deuxième|troisième|quatrième|dernier|dernière) +)?"
+    r"(?im)^[^\w\n]*(?:(?:premi(?:er|ère)|second|seconde|deuxième|troisième|quatrième|dernier|dernière) +)?"
     r"(?:strophe|quatrain|tercet|couplet|paragraphe|vers|partie|fable|poème|conte|dialogue|texte|fin"
     r"|moralité|morale)"
-    r"(?: *\d+| +[ivx]+)?[^\w\n]*$\n?",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?: *\d+| +[ivx]+)?[^\w\n]*$\n?"
 )
 
 # A first paragraph that speaks to the one who asked, or presents the text.
 _CIVIL = re.compile(
-    r"(?:bien sûr|bien entendu|certainement|avec (?:grand )?plaisir|d'accord|volontiers|absolument|parfait|entendu"
-    r"|très bien|sure|certainly|of course)\b",
-    re.IGNORECASE,
+    r"(?i)(?:bien sûr|bien entendu|certainement|avec (?:grand )?plaisir|d'accord|volontiers|absolument|parfait|entendu"
+    r"|très bien|sure|certainly|of course)\b"
 )
 _PRESENTING = re.compile(
-    r"(?:voici|voilà|ci-dessous|pour répondre|en réponse|je (?:vous|te) propose|here(?:'s| is)|as requested)\b",
-    re.IGNORECASE,
+    r"(?i)(?:voici|voilà|ci-dessous|pour répondre|en réponse|je (?:vous|te) propose|here(?:'s| is)|as requested)\b"
 )
 _THE_TEXT = re.compile(
-    r"\b(?:fables?|poèmes?|contes?|dialogues?|moralités?|textes?|sonnets?|versions?|propositions?|poem|story|tale)\b",
-    re.IGNORECASE,
+    r"(?i)\b(?:fables?|poèmes?|contes?|dialogues?|moralités?|textes?|sonnets?|versions?|propositions?|poem|story|tale)\b"
 )
 # A last part that speaks of the text: always, if it has such a heading; else if it looks like prose about a text.
 _NOTE = re.compile(
-    r"[(\"]*(?:note|remarque|explications?|analyse|commentaire|traduction|nombre de mots|word count)\b[^\n:]{0,30}:"
-    r"|\(?(?:nombre de mots|\d+ (?:mots|vers|syllabes)|word count)|\([^\n]*\brimes?\b[^\n]*\)\Z",
-    re.IGNORECASE,
+    r"(?i)[(\"]*(?:note|remarque|explications?|analyse|commentaire|traduction|nombre de mots|word count)\b[^\n:]{0,30}:"
+    r"|\(?(?:nombre de mots|\d+ (?:mots|vers|syllabes)|word count)|\([^\n]*\brimes?\b[^\n]*\)\Z"
 )
 _CLOSING = re.compile(
-    r"[(\"]*(?:n'hésite[zs]? pas|j'espère|si (?:vous|tu) |(?:cette?|ce|dans (?:cette?|ce)|à travers (?:cette?|ce)) "
+    r"(?i)[(\"]*(?:n'hésite[zs]? pas|j'espère|si (?:vous|tu) |(?:cette?|ce|dans (?:cette?|ce)|à travers (?:cette?|ce)) "
     r"(?:fable|poème|texte|conte|dialogue|moralité|sonnet|histoire)\b|let me know|i hope|feel free|this (?:fable|poem"
-    r"|story)|souhaitez-vous|voulez-vous que|dites-moi|bonne lecture)",
-    re.IGNORECASE,
+    r"|story)|souhaitez-vous|voulez-vous que|dites-moi|bonne lecture)"
 )
 _ABOUT = re.compile(
-    r"\b(?:fables?|poèmes?|contes?|dialogues?|moralités?|textes?|versions?|modifications?|modifier|ajuster|autres? "
-    r"(?:chose|thèmes?|style)|besoin|questions?|poem|story|lecture)\b",
-    re.IGNORECASE,
+    r"(?i)\b(?:fables?|poèmes?|contes?|dialogues?|moralités?|textes?|versions?|modifications?|modifier|ajuster|autres? "
+    r"(?:chose|thèmes?|style)|besoin|questions?|poem|story|lecture)\b"
 )
 
 
 def plain(text: str) -> str:
-    """A text as one document: plain line ends, no control characters, no gap that would part it, nothing around it."""
+    """A text as one document: plain line ends, no control characters, no gap that would split it, nothing around it."""
     text = unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode("utf-8"))
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     text = _CONTROL.sub(lambda match: "" if match[0] > "\u2000" else " ", text)

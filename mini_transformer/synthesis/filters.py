@@ -1,49 +1,50 @@
-"""What a sample must be to be kept. Each check gives the reason for a drop in a word, or nothing.
+"""What a sample must be to be kept. Each check gives the reason to reject it in a word, or nothing.
 
 Nothing here judges beauty: the checks catch what is plainly not the text that was asked for. What they miss and what
-they drop wrongly is measured on a labelled set (tests/synthesis).
+they reject wrongly is measured on labelled sets (tests/synthesis).
 """
 
 import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import partial
 
-from mini_transformer.data.words import shared_run, words
+import numpy as np
+
+from mini_transformer.data.ngrams import run_hashes, word_runs, words
 from mini_transformer.errors import UserError
+from mini_transformer.synthesis.cleaning import clean, plain
 from mini_transformer.synthesis.prompts import Kind
 
-CUT, EMPTY, DUPLICATE, NEAR, QUOTE = "cut", "empty", "duplicate", "near-duplicate", "quote"
+TRUNCATED, EMPTY, QUOTE = "truncated", "empty", "quote"
 
-_REFUSAL_ANYWHERE = re.compile(
-    r"\ben tant qu(?:e |')(?:modèle|assistant|intelligence artificielle|ia\b)|\bmodèle de langage\b|\bas an ai\b"
+# The model excuses itself, or speaks of itself.
+_REFUSAL = re.compile(
+    r"(?i)\ben tant qu(?:e |')(?:modèle|assistant|intelligence artificielle|ia\b)|\bmodèle de langage\b|\bas an ai\b"
     r"|\blanguage model\b|\bmes directives\b|\bopenai\b|\bqwen\b|\balibaba cloud\b"
-    r"|\bcontenu (?:inapproprié|offensant)\b",
-    re.IGNORECASE,
-)
-_REFUSAL_START = re.compile(
-    r"\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,"
+    r"|\bcontenu (?:inapproprié|offensant)\b"
+    r"|\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,"
     r"|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
     r"|i can(?:no|')t|malheureusement,? je ne|je ne comprends pas (?:votre|la) (?:demande|question)"
     r"|je ne (?:peux|puis|suis) pas (?:en mesure|écrire|vous|répondre|créer|générer)"
-    r"|il m'est impossible)",
-    re.IGNORECASE,
+    r"|il m'est impossible)"
 )
 # What a model says about its text, or leaves to be filled in; and markup that the cleaning could not undo.
-_CHATTER = re.compile(
-    r"\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\b(?:plai|convien)"
+_BOILERPLATE = re.compile(
+    r"(?im)\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\bplai"
+    r"|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\bconvien"
     r"|\b(?:voici|voilà) (?:une?|le|la|votre|ton) (?:autre )?(?:fable|poème|conte|dialogue|moralité|texte|version)\b"
     r"|\bnote *(?:de l'auteur|du traducteur)?(?<!\w) *: |\[[^\]\n]{2,60}\]|\bnombre de (?:mots|vers|syllabes)\b"
     r"|\b(?:le|ce) (?:poème|texte) (?:suit|respecte|utilise|comporte|ci-dessus)\b"
     r"|\brimes? (?:plates|croisées|embrassées)\b|\boctosyllabes?\b|\balexandrins?\b.{0,40}\brim|\bdécasyllabes?\b"
-    r"|```|\*\*|^#{1,6} |^\|.*\|$|^ *\d+[.)] .*\n+ *\d+[.)] |</?[a-z]+>|\bhttps?://|\blorem ipsum\b|\\n",
-    re.IGNORECASE | re.MULTILINE,
+    r"|```|\*\*|^#{1,6} |^\|.*\|$|^ *\d+[.)] .*\n+ *\d+[.)] |</?[a-z]+>|\bhttps?://|\blorem ipsum\b|\\n"
 )
 _SAYING = re.compile(r"^\s*(?:[—–-]|«|[^\n:.]{2,40}(?: ?:|\.) ?[«—A-ZÀ-Ý])", re.MULTILINE)
+_END = re.compile(r"[.!?…»\"”)—]\s*\Z")  # of a sentence
+NEAR = 0.5  # share of common runs (Jaccard) from which two texts are nearly the same
 _LATIN_OK = 0.995  # share of letters that must be Latin
 
 
@@ -62,36 +63,22 @@ class Candidate:
         return [line for line in self.text.split("\n") if line.strip()]
 
 
-def cut(c: Candidate) -> str | None:
-    """Not ended by the model itself but cut off, as at --max-new-tokens."""
-    return None if c.finished else CUT
-
-
 def length(c: Candidate) -> str | None:
     """Fewer or more words than the kind of text has."""
     count, (fewest, most) = len(c.text.split()), c.kind.words
     return "too short" if count < fewest else "too long" if count > most else None
 
 
-def refusal(c: Candidate) -> str | None:
-    """The model excuses itself or speaks of itself."""
-    found = _REFUSAL_START.search(c.text) or _REFUSAL_ANYWHERE.search(c.text)
-    return "refusal" if found else None
-
-
-def chatter(c: Candidate) -> str | None:
-    """Talk about the text, places left to fill in, or markup."""
-    return "chatter" if _CHATTER.search(c.text) else None
-
-
 def language(c: Candidate) -> str | None:
     """Another language, as a whole or in a part of the text, or letters of another script."""
+    from py3langid import classify  # takes a moment to load, and only this filter needs it
+
     letters = [char for char in c.text if char.isalpha()]
     latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
     if c.language in _LATIN and latin < _LATIN_OK * len(letters):
         return "language"
     parts = [c.text, *_stretches(c.text, 200)]
-    return "language" if any(_language_of(part) != c.language for part in parts) else None
+    return "language" if any(classify(part.lower())[0] != c.language for part in parts) else None
 
 
 def repetition(c: Candidate) -> str | None:
@@ -123,28 +110,23 @@ def form(c: Candidate) -> str | None:
     return None if sum(map(len, long)) >= 0.4 * len(c.text) else "no prose"
 
 
-def ending(c: Candidate) -> str | None:
-    """A last line that stops in the middle of a sentence."""
-    return None if re.search(r"[.!?…»\"”)—]\s*\Z", c.text) else "unfinished"
-
-
 CHECKS: dict[str, Callable[[Candidate], str | None]] = {
-    "cut": cut,
-    "refusal": refusal,  # before the length: an excuse is short, too
+    "truncated": lambda c: None if c.finished else TRUNCATED,  # not ended by the model, as at --max-new-tokens
+    "refusal": lambda c: "refusal" if _REFUSAL.search(c.text) else None,  # before the length: it is short, too
     "length": length,
-    "chatter": chatter,
+    "boilerplate": lambda c: "boilerplate" if _BOILERPLATE.search(c.text) else None,
     "language": language,
     "repetition": repetition,
     "verse": form,
-    "ending": ending,
+    "ending": lambda c: None if _END.search(c.text) else "unfinished",
 }
-NEIGHBOURS = ("duplicates", "quotes")  # the filters that look at other texts too
+OTHER_TEXTS = ("duplicates", "quotes")  # the filters that compare with other texts
 _LATIN = {"fr", "en", "de", "es", "it", "pt", "nl", "ca", "ro", "pl", "sv", "da", "no", "fi", "cs", "hu"}
 
 
 def choose(wanted: str) -> tuple[str, ...]:
     """The filters that `--filters` names. Raises `UserError` for one that does not exist."""
-    names = (*CHECKS, *NEIGHBOURS)
+    names = (*CHECKS, *OTHER_TEXTS)
     if wanted in ("all", "none"):
         return names if wanted == "all" else ()
     chosen = [name.strip() for name in wanted.split(",")]
@@ -154,16 +136,59 @@ def choose(wanted: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in chosen)
 
 
-def judge(candidate: Candidate, chosen: Sequence[str]) -> str | None:
-    """The reason to drop a text, or None: the first check that objects speaks."""
+class Deduplicator:
+    """The texts that were kept, to find those that come again: MinHash over runs of three words (`datasketch`)."""
+
+    def __init__(self) -> None:
+        from datasketch import MinHash, MinHashLSH  # takes a moment to load, and only this filter needs it
+
+        self._exact: set[tuple[str, ...]] = set()
+        self._near = MinHashLSH(threshold=NEAR, num_perm=128)
+        self._hashes: list[MinHash] = []
+        self._hash = partial(MinHash, num_perm=128, seed=1)
+
+    def add(self, text: str) -> str | None:
+        """Remember a text, or give the reason to reject it: it was there before, or one much like it."""
+        found = tuple(words(text))
+        if found in self._exact:
+            return "duplicate"
+        hashed = self._hash()
+        hashed.update_batch([run.encode() for run in sorted(word_runs(text, 3) or {" ".join(found)})])
+        # The index gives candidates; their hashes tell how alike they are.
+        if any(hashed.jaccard(self._hashes[place]) >= NEAR for place in self._near.query(hashed)):
+            return "near-duplicate"
+        self._near.insert(len(self._hashes), hashed)
+        self._hashes.append(hashed)
+        self._exact.add(found)
+        return None
+
+
+class FilterPipeline:
+    """Cleans answers, and gives the reason to reject one. It remembers what it let pass, for the duplicates."""
+
+    def __init__(self, chosen: Sequence[str], language: str, avoid: Sequence[str], kept: Iterable[str] = ()) -> None:
+        """`avoid`: texts that no sample may quote; `kept`: the texts of an earlier call."""
+        self._chosen, self._language, self._avoided = chosen, language, run_hashes(avoid)
+        self.deduplicate: Callable[[str], str | None] = lambda text: None
+        if "duplicates" in chosen:
+            self.deduplicate = Deduplicator().add
+            for text in kept:
+                self.deduplicate(text)
+
+    def __call__(self, answer: str, kind: Kind, finished: bool) -> tuple[str, str | None]:
+        """The text, and the reason to reject it or None. Without any filter, only what is no document is rejected."""
+        text = clean(answer) if self._chosen else plain(answer)
+        reason = check(Candidate(text, kind, self._language, finished), self._chosen)
+        if reason is None and "quotes" in self._chosen and np.isin(run_hashes([text]), self._avoided).any():
+            reason = QUOTE
+        return text, reason or self.deduplicate(text)
+
+
+def check(candidate: Candidate, chosen: Sequence[str]) -> str | None:
+    """The reason to reject a text by itself, or None: that of the first check that objects."""
     if not candidate.text.strip():
-        return EMPTY if candidate.finished else CUT  # such as a thought without an end
+        return EMPTY if candidate.finished else TRUNCATED  # such as a thought without an end
     return next((reason for name in chosen if name in CHECKS and (reason := CHECKS[name](candidate))), None)
-
-
-def quotes(text: str, avoided: set[str]) -> str | None:
-    """The reason to drop a text that shares a run of eight words with those to avoid."""
-    return QUOTE if shared_run(text, avoided) else None
 
 
 def _stretches(text: str, least: int) -> list[str]:
@@ -175,14 +200,3 @@ def _stretches(text: str, least: int) -> list[str]:
             out.append(current)
             current = ""
     return out
-
-
-@cache
-def _identifier() -> Any:
-    import py3langid
-
-    return py3langid
-
-
-def _language_of(text: str) -> str:
-    return str(_identifier().classify(text.lower())[0])

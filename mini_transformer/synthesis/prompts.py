@@ -1,15 +1,14 @@
 """Prompts: sample number k has its own, a pure function of the recipe, the seed and k.
 
-A recipe (TOML) has kinds of text and lists of slots to fill their prompts with. Every kind comes up equally often (or
-by its `share`), every value of a slot equally often too, and no combination comes back until all have been used.
+A recipe (TOML) has kinds of text and lists of slots to fill their prompts with. The k-th value of a slot comes from a
+list that is shuffled anew each time it is used up, so every value comes up equally often, and every kind too (or by its
+`share`).
 """
 
 import hashlib
-import math
 import random
 import re
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -55,12 +54,13 @@ class Recipe:
 
     def prompt(self, number: int, seed: int) -> Prompt:
         """The prompt of sample `number`."""
-        cycle, place = divmod(number, sum(kind.share for kind in self.kinds))
         order = [(kind, nth) for kind in self.kinds for nth in range(kind.share)]
-        kind, nth = order[_shuffled(len(order), f"{seed}/kinds/{cycle}")[place]]
-        sizes = [len(self.slots[name]) for name in kind.slots]
-        chosen = combination(sizes, cycle * kind.share + nth, f"{seed}/{kind.name}")
-        values = {name: self.slots[name][i] for name, i in zip(kind.slots, chosen, strict=True)}
+        kind, nth = order[_pick(len(order), number, f"{seed}/kinds")]
+        of_its_kind = number // len(order) * kind.share + nth
+        values = {
+            name: self.slots[name][_pick(len(self.slots[name]), of_its_kind, f"{seed}/{kind.name}/{name}")]
+            for name in kind.slots
+        }
         text = _PLACEHOLDER.sub(lambda match: values[match[1]], kind.prompt)
         return Prompt(number, kind, values, self.system, text)
 
@@ -70,42 +70,11 @@ def sample_seed(seed: int, number: int, attempt: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{attempt}".encode()).digest()[:4]) >> 1
 
 
-def combination(sizes: Sequence[int], number: int, key: str) -> list[int]:
-    """The `number`-th combination of one value out of each of several lists, given the lists' sizes.
-
-    A one-to-one map from the numbers below the product of the sizes to the combinations; beyond, it begins again in
-    another order. The longest list turns fastest, in a new order each time round; the other lists' values come up
-    equally often, give or take a few. (Each value is a digit of the number, shifted by an amount that depends on the
-    digits before it only: that can be undone digit by digit, so no two numbers meet.)
-    """
-    if not sizes:
-        return []
-    epoch, rest = divmod(number, math.prod(sizes))
-    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
-    digits = []
-    for i in order:
-        rest, digit = divmod(rest, sizes[i])
-        digits.append(digit)
-    longest = sizes[order[0]]
-    fastest = _shuffled(longest, f"{key}/{epoch}/{digits[1:]}")[digits[0]]
-    values = [0] * len(sizes)
-    values[order[0]] = fastest
-    turns, weight = 0, 1  # how often the longest list has gone round, as far as the digits so far tell
-    for place, i in enumerate(order[1:], start=1):
-        shift = _shuffled(longest, f"{key}/{epoch}/{place}/{digits[1:place]}")[fastest]
-        values[i] = (digits[place] * _stride(longest, sizes[i]) + shift + longest * turns) % sizes[i]
-        turns, weight = turns + weight * digits[place], weight * sizes[i]
-    return values
-
-
-def _stride(longest: int, size: int) -> int:
-    """The step nearest to a whole round of the longest list that still reaches every one of `size` values."""
-    return min((n for n in range(1, size + 1) if math.gcd(n, size) == 1), key=lambda n: abs(n - longest % size))
-
-
-def _shuffled(count: int, key: str) -> list[int]:
-    draw = random.Random(key)  # a string's seeding and `random()` are promised to stay the same in later Pythons
-    return sorted(range(count), key=lambda _: draw.random())
+def _pick(size: int, number: int, key: str) -> int:
+    """The `number`-th index below `size`: all of them in a random order, then all in another, and so on."""
+    turn, place = divmod(number, size)
+    draw = random.Random(f"{key}/{turn}")  # a string's seeding and `random()` stay the same in later Pythons
+    return sorted(range(size), key=lambda _: draw.random())[place]
 
 
 def embedded_recipe() -> Path:
@@ -115,81 +84,71 @@ def embedded_recipe() -> Path:
 
 def load(path: Path, language: str) -> Recipe:
     """Read a recipe and check it. Raises `UserError` naming the entry that is wrong."""
-    text = _read(path)
     try:
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of UTF-8
         raw = tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not in UTF-8, as a recipe must be; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: no valid TOML: {error}") from None
 
-    def known(table: dict[str, Any], names: tuple[str, ...], where: str) -> None:
-        if unknown := next((name for name in table if name not in names), None):
-            raise UserError(f"{path}: {where}{unknown}: unknown; there are {', '.join(names)}")
+    def require(met: bool, problem: str) -> None:
+        if not met:
+            raise UserError(f"{path}: {problem}")
 
-    def text_of(table: dict[str, Any], name: str, where: str) -> str:
-        if not isinstance(table.get(name), str) or not table[name].strip():
-            raise UserError(f"{path}: {where}{name}: expected a text, found {table.get(name, 'nothing')!r}")
-        return table[name].strip()
+    def only(table: dict[str, Any], names: tuple[str, ...], where: str) -> None:
+        for name in table:
+            require(name in names, f"{where}{name}: unknown; there are {', '.join(names)}")
 
     def table_of(name: str) -> dict[str, Any]:
-        if not isinstance(raw.get(name), dict) or not raw[name]:
-            raise UserError(f"{path}: {name}: expected a table [{name}] with at least one entry")
+        good = isinstance(raw.get(name), dict) and raw[name] != {}
+        require(good, f"{name}: expected a table [{name}] with at least one entry")
         return raw[name]
 
-    def no_braces(text: str, where: str) -> None:
-        if brace := re.search(r".{0,10}[{}].{0,10}", text):
-            raise UserError(
-                f"{path}: {where}: a brace that holds no place, at {brace[0].strip()!r}; only {{name}} of a slot does"
-            )
+    def text_of(table: dict[str, Any], name: str, where: str = "") -> str:
+        value = table.get(name, "nothing")
+        good = name in table and isinstance(value, str) and value.strip() != ""
+        require(good, f"{where}{name}: expected a text, found {value!r}")
+        return value.strip()
 
-    known(raw, ("system", "languages", "kinds", "slots"), "")
-    languages = table_of("languages")
+    def no_braces(text: str, where: str) -> None:
+        brace = re.search(r".{0,10}[{}].{0,10}", text)
+        found = brace[0].strip() if brace else ""
+        require(not brace, f"{where}: a brace that holds no place, at {found!r}; only {{name}} of a slot does")
+
+    only(raw, ("system", "languages", "kinds", "slots"), "")
+    languages, kinds, slots = table_of("languages"), [], table_of("slots")
     if language not in languages:
         raise UserError(f"--language: {language} is not in {path.name}, which has {', '.join(languages)}")
-    slots = {}
-    for name, values in table_of("slots").items():
-        if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-            raise UserError(f"{path}: slots.{name}: expected a list of texts, none of them empty")
-        if len(set(values)) < len(values):
-            twice = next(value for value in values if values.count(value) > 1)
-            raise UserError(f"{path}: slots.{name}: {twice!r} stands there twice")
+    for name, values in slots.items():
+        good = isinstance(values, list) and values != [] and all(isinstance(v, str) and v.strip() for v in values)
+        require(good, f"slots.{name}: expected a list of texts, none of them empty")
         for value in values:
+            require(values.count(value) == 1, f"slots.{name}: {value!r} stands there twice")
             no_braces(value, f"slots.{name}")
-        slots[name] = tuple(values)
     language_name = text_of(languages, language, "languages.")
-    kinds = []
     for name, entry in table_of("kinds").items():
         where = f"kinds.{name}."
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: kinds.{name}: expected a table")
-        known(entry, ("form", "words", "share", "prompt"), where)
-        if entry.get("form") not in FORMS:
-            raise UserError(f"{path}: {where}form: {entry.get('form')!r} is not one of {', '.join(FORMS)}")
-        words, share = entry.get("words", [1, 10_000]), entry.get("share", 1)
-        if not (isinstance(words, list) and [type(n) for n in words] == [int, int] and 1 <= words[0] <= words[1]):
-            raise UserError(f"{path}: {where}words: expected [fewest, most], found {words!r}")
-        if type(share) is not int or not 1 <= share <= 100:
-            raise UserError(f"{path}: {where}share: expected a whole number from 1 to 100, found {share!r}")
+        require(isinstance(entry, dict), f"kinds.{name}: expected a table")
+        only(entry, ("form", "words", "share", "prompt"), where)
+        form, words, share = entry.get("form"), entry.get("words", [1, 10_000]), entry.get("share", 1)
+        require(form in FORMS, f"{where}form: {form!r} is not one of {', '.join(FORMS)}")
+        good = isinstance(words, list) and [type(n) for n in words] == [int, int] and 1 <= words[0] <= words[1]
+        require(good, f"{where}words: expected [fewest, most], found {words!r}")
+        good = type(share) is int and 1 <= share <= 100
+        require(good, f"{where}share: expected a whole number from 1 to 100, found {share!r}")
         prompt = text_of(entry, "prompt", where).replace("{language}", language_name)
         used = tuple(dict.fromkeys(_PLACEHOLDER.findall(prompt)))
         for slot in used:
-            if slot not in slots:
-                raise UserError(f"{path}: {where}prompt: {{{slot}}} is none of the slots {', '.join(slots)}")
+            require(slot in slots, f"{where}prompt: {{{slot}}} is none of the slots {', '.join(slots)}")
         no_braces(_PLACEHOLDER.sub("", prompt), f"{where}prompt")
-        kinds.append(Kind(name, entry["form"], (words[0], words[1]), share, prompt, used))
+        kinds.append(Kind(name, form, (words[0], words[1]), share, prompt, used))
     for name in slots:
-        if not any(name in kind.slots for kind in kinds):
-            raise UserError(f"{path}: slots.{name}: no prompt has {{{name}}}; use it or take it out")
-    system = text_of(raw, "system", "").replace("{language}", language_name)
+        used_somewhere = any(name in kind.slots for kind in kinds)
+        require(used_somewhere, f"slots.{name}: no prompt has {{{name}}}; use it or take it out")
+    system = text_of(raw, "system").replace("{language}", language_name)
     no_braces(system, "system")
-    return Recipe(system, tuple(kinds), slots, hashlib.sha256(text.encode()).hexdigest()[:16])
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of UTF-8
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not in UTF-8, as a recipe must be; save it as UTF-8") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Recipe(system, tuple(kinds), {name: tuple(values) for name, values in slots.items()}, digest)

@@ -2,243 +2,180 @@
 
 For `--out data_mix.txt`:
 
-    data_mix.txt           the training text: derived from the next, and completed from it at each start
-    data_mix.jsonl         one line for each sample that was kept
-    data_mix.drops.jsonl   one line for each that was dropped, with the reason
-    data_mix.run.json      the settings, and how far the run is; replaced in one step when a batch is done
+    data_mix.jsonl   the settings; then one line per sample, kept or rejected, and after each batch a marker
+    data_mix.txt     the training text: derived from the samples that were kept, and completed at each start
 
-The two `.jsonl` only grow. `run.json` knows how many of their bytes belong to finished batches; what a killed run wrote
-behind is cut off at the next start, and written again. The text follows `run.json`, so after a kill it can only be too
-short. A new run changes nothing on disk before its first batch is there: until then, what `--overwrite` replaces stays.
+The `.jsonl` appears with its first batch, whole, and then only grows. What follows its last marker belongs to a batch
+that a kill broke off: it is removed at the next start, and written again. How far a run is follows from its samples.
 """
 
 import json
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mini_transformer.errors import UserError
-from mini_transformer.files import try_lock, write_json
+from mini_transformer.files import replacing, try_lock
 
-BORDER = "\n\n\n"  # two blank lines part documents
+DOCUMENT_SEPARATOR = "\n\n\n"  # two blank lines
+MARKER = "samples_so_far"  # the only key of a marker: a number, by which lines that were taken out are noticed
+NEEDED = {"number", "attempt", "rejected", "tokens", "kind", "text"}
 BY_DIGEST = ("--recipe", "--avoid")  # settings that are recorded as the digest of a text
 
+Record = dict[str, Any]
 
-@dataclass
+
 class Progress:
-    """How far a run is. Everything else follows from the settings and the samples."""
+    """How far a run is, by its samples. Their numbers are `first`, `first + step`, and so on."""
 
-    next: int  # the number of the next sample that was never asked for
-    open: dict[int, int] = field(default_factory=dict)  # samples asked for but not kept: their next attempt
-    kept: int = 0
-    asked: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    drops: dict[str, int] = field(default_factory=dict)  # by reason
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes of the files that only grow
+    def __init__(self, first: int, step: int) -> None:
+        self.next, self._step = first, step  # the next number that was never asked for
+        self.open: dict[int, int] = {}  # samples asked for but not kept: their next attempt
+        self.kept: list[Record] = []
+        self.rejected: Counter[str] = Counter()  # by reason
+        self.asked = self.tokens = 0
+
+    def draw(self) -> int:
+        """The number of a new sample."""
+        self.open[self.next] = 0
+        self.next += self._step
+        return self.next - self._step
+
+    def add(self, record: Record) -> None:
+        """Count a sample. Raises `LookupError` or `TypeError` if it cannot follow those before it."""
+        number, reason = record["number"], record["rejected"]
+        while self.next <= number:
+            self.draw()
+        self.asked, self.tokens = self.asked + 1, self.tokens + record["tokens"]
+        if reason is None:
+            del self.open[number]
+            self.kept.append(record)
+        else:
+            self.open[number] = record["attempt"] + 1
+            self.rejected[reason] += 1
 
 
 class Store:
     """The files of one run. Raises `UserError` if they hold another run, were changed, or cannot be written."""
 
-    def __init__(self, out: Path, settings: dict[str, Any], first: int, overwrite: bool = False) -> None:
-        """`first`: the number of the first sample, for a new run."""
+    def __init__(self, out: Path, settings: Record, part: tuple[int, int] = (0, 1), overwrite: bool = False) -> None:
+        """`part` (i, n): of each n samples the i-th, from 0, is this run's."""
         if out.is_dir():
             raise UserError(f"--out: {out} is a folder, not a file")
-        self.text = out
-        self.samples, self.drops = out.with_suffix(".jsonl"), out.with_suffix(".drops.jsonl")
-        self.run = out.with_suffix(".run.json")
-        self.settings = settings
-        self.progress, self._first, self._new = Progress(first), first, True
-        self.records: list[dict[str, Any]] = []
-        self._files: dict[Path, BinaryIO] = {}
-        self._made: list[Path] = []  # files that were not there before this call
+        self.text, self.samples = out, out.with_suffix(".jsonl")
+        self.progress, self._settings, self._new = Progress(*part), settings, True
         try:
-            self._open()
-            if not overwrite and self.run.exists():
-                self._go_on()
-            elif not overwrite:
-                self._refuse_strangers()
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._created = not out.exists()
+            self._file = open(out, "ab", buffering=0)  # noqa: SIM115  # open and locked until `close`
+            try:
+                self._start(overwrite)
+            except BaseException:
+                self.close()
+                raise
         except OSError as error:
-            self.close()
             raise UserError(f"--out: {out} cannot be written ({error.strerror})") from None
-        except BaseException:
-            self.close()
-            raise
 
-    def commit(self, kept: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> None:
+    def commit(self, records: list[Record]) -> None:
         """Add what a batch gave: all of it or nothing, whenever the process is killed.
 
-        `progress` must already tell the state after it. Raises `UserError` if the disk is full.
+        Raises `UserError` if the disk is full.
         """
+        for record in records:
+            self.progress.add(record)
         try:
-            with _uninterrupted():
-                if self._new:
-                    self._begin()
-                for path, records in ((self.samples, kept), (self.drops, dropped)):
-                    if records:
-                        _append(self._files[path], "".join(_line(record) for record in records).encode())
-                self._save()
-                if kept:
-                    _append(self._files[self.text], _text(kept))
-                self.records += kept
+            with ThreadPoolExecutor(1) as thread:  # which Ctrl-C does not reach, and waits for
+                thread.submit(self._write, records).result()
         except OSError as error:
-            raise UserError(
-                f"--out: {self.text} cannot be written ({error.strerror}); the samples so far are kept"
-            ) from None
+            problem = f"cannot be written ({error.strerror}); the samples so far are kept"
+            raise UserError(f"--out: {self.text} {problem}") from None
 
     def close(self) -> None:
         """Close the files; another process may go on. A run that got nothing leaves nothing behind."""
+        if self._new and self._created:  # before the lock goes: afterwards it may be another's
+            self.text.unlink(missing_ok=True)
+        self._file.close()
+
+    def _write(self, records: list[Record]) -> None:
+        batch = _lines(*records, {MARKER: self.progress.asked})
         if self._new:
-            for path in self._made:  # before the lock goes: afterwards they may be another's
-                path.unlink(missing_ok=True)
-        for file in self._files.values():
-            file.close()
-
-    def _open(self) -> None:
-        """Open the files, for this process alone."""
-        self.text.parent.mkdir(parents=True, exist_ok=True)
-        for path in (self.samples, self.drops, self.text):
-            missing = not path.exists()
-            file = self._files[path] = _open(path)
-            # A file without a name is one that another process, which got nothing, took away at this moment.
-            if path == self.samples and not (try_lock(file) and os.fstat(file.fileno()).st_nlink):
-                raise UserError(
-                    f"--out: another process is writing {self.text}; machines that share the work need --shard"
-                )
-            if missing:
-                self._made.append(path)
-
-    def _refuse_strangers(self) -> None:
-        for path, file in self._files.items():
-            if file.seek(0, os.SEEK_END):
-                raise UserError(
-                    f"--out: {path} is there, but no run of ours; take another --out, or --overwrite to replace it"
-                )
-
-    def _go_on(self) -> None:
-        """Take up the run that is there. Nothing is changed before all of it is found in order."""
-        settings, progress = read_run(self.run)
-        if progress.kept or progress.asked:  # otherwise there is nothing that other settings could disagree with
-            self._refuse_other_settings(settings)
-            self.progress = progress
-        sizes = self.progress.sizes
-        self.records = self._read_samples(sizes.get(self.samples.name, 0))
-        text, there = _text(self.records), self.text.read_bytes()
-        if not text.startswith(there):
-            raise UserError(
-                f"{self.text}: changed by hand (it is written anew from {self.samples.name}): move your version away, "
-                "then start again"
-            )
-        lost = sizes.get(self.drops.name, 0) - self._files[self.drops].seek(0, os.SEEK_END)
-        self._files[self.samples].truncate(sizes.get(self.samples.name, 0))
-        if lost > 0:  # they are there to be read by people: the run does not need them
-            print(f"Note: {self.drops}: {lost:,} bytes are missing; the run goes on without these records", flush=True)
-            self._save()
+            self._file.truncate(0)  # killed from here on, a run that is overwritten gets its text back
+            os.fsync(self._file.fileno())
+            with replacing(self.samples) as temporary:
+                temporary.write_bytes(_lines({"settings": self._settings}) + batch)
+            self._new = False
         else:
-            self._files[self.drops].truncate(sizes.get(self.drops.name, 0))
-        _append(self._files[self.text], text[len(there) :])
-        self._new = not (progress.kept or progress.asked)
+            with open(self.samples, "ab", buffering=0) as file:
+                _append(file, batch)
+        _append(self._file, _text(record for record in records if record["rejected"] is None))
 
-    def _refuse_other_settings(self, settings: dict[str, Any]) -> None:
-        name = difference(settings, self.settings)
-        if name is not None:
-            both = f"{name}: {settings.get(name)} there, {self.settings[name]} here"
-            if name in BY_DIGEST:
-                both = f"{name}: the text is another one"
-            raise UserError(
-                f"--out: {self.text} holds samples of other settings ({both}); take another --out, or --overwrite "
-                "to give them up"
-            )
-
-    def _read_samples(self, size: int) -> list[dict[str, Any]]:
-        data = self.samples.read_bytes()
-        if len(data) < size:
-            raise UserError(
-                f"{self.samples}: {size - len(data)} bytes are missing at its end; put the file back, or --overwrite "
-                "to start anew"
-            )
+    def _start(self, overwrite: bool) -> None:
+        """Take up the run that is there, if any. Nothing is changed before all of it is found in order."""
+        # A file without a name is one that another process, which got nothing, took away at this moment.
+        if not try_lock(self._file) or not os.fstat(self._file.fileno()).st_nlink:
+            self._created = False
+            raise UserError(f"--out: another process is writing {self.text}; machines that share the work need --shard")
+        there, other = self.text.read_bytes(), "take another --out, or --overwrite to replace it"
+        if overwrite or not (there or self.samples.exists()):
+            return
+        if not self.samples.exists():
+            raise UserError(f"--out: {self.text} is there, but no run of ours; {other}")
+        settings, records, size = read_run(self.samples)
+        if name := difference(settings, self._settings):
+            both = f"{settings.get(name)} there, {self._settings[name]} here"
+            both = "the text is another one" if name in BY_DIGEST else both
+            raise UserError(f"--out: {self.text} holds samples of other settings ({name}: {both}); {other}")
         try:
-            records = [json.loads(line) for line in data[:size].splitlines()]
-            _text(records)
-            if len({record["number"] for record in records}) != self.progress.kept:
-                raise ValueError
-        except (ValueError, LookupError, TypeError):
-            raise UserError(f"{self.samples}: changed by hand; put it back, or --overwrite to start anew") from None
-        return records
-
-    def _begin(self) -> None:
-        """Give up what `--overwrite` replaces. A kill leaves the old run, which has its text anew, or an empty one."""
-        _empty(self._files[self.text])
-        write_json(self.run, {"settings": self.settings, "progress": asdict(Progress(self._first))})
+            for record in records:
+                self.progress.add(record)
+            text = _text(self.progress.kept)
+        except (LookupError, TypeError, ValueError):
+            raise _damaged(self.samples) from None
+        if not text.startswith(there):
+            problem = f"changed by hand (it is derived from {self.samples.name}): move your version away, then start"
+            raise UserError(f"{self.text}: {problem} again")
+        os.truncate(self.samples, size)
+        _append(self._file, text[len(there) :])
         self._new = False
-        for path in (self.samples, self.drops):
-            _empty(self._files[path])
-
-    def _save(self) -> None:
-        for path in (self.samples, self.drops):
-            self.progress.sizes[path.name] = self._files[path].seek(0, os.SEEK_END)
-        write_json(self.run, {"settings": self.settings, "progress": asdict(self.progress)})
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], Progress]:
-    """The settings and the progress that a `run.json` holds. Raises `UserError` if it is damaged."""
+def read_run(path: Path) -> tuple[dict[str, Any], list[Record], int]:
+    """The settings, the samples of whole batches, and the bytes of all that. Raises `UserError` if it is damaged."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    while lines and not lines[-1].startswith(f'{{"{MARKER}"'.encode()):
+        lines.pop()
     try:
-        record = json.loads(path.read_bytes())
-        progress = Progress(**record["progress"])
-        progress.open = {int(number): attempt for number, attempt in progress.open.items()}
-        return dict(record["settings"]), progress
+        header, *rest = [json.loads(line) for line in lines]
+        records = [record for record in rest if MARKER not in record]
+        if rest[-1][MARKER] != len(records) or not all(record.keys() >= NEEDED for record in records):
+            raise ValueError
+        return dict(header["settings"]), records, sum(len(line) + 1 for line in lines)
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged; put it back, or --overwrite to start anew") from None
+        raise _damaged(path) from None
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """The first setting of `here` that is another one there. One folder of a model may be named in several ways."""
-    for name, wanted in here.items():
-        both = (there.get(name), wanted)
-        if name == "--model":
-            both = (os.path.abspath(str(both[0])), os.path.abspath(str(both[1])))
-        if both[0] != both[1]:
-            return name
-    return None
+    """The first setting of `here` that is another one there."""
+    return next((name for name in here if there.get(name) != here[name]), None)
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done."""
-    caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        signal.raise_signal(signal.SIGINT)
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: changed by hand, or no run of ours; put it back, or --overwrite to start anew")
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+def _lines(*records: Record) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
-def _text(records: list[dict[str, Any]]) -> bytes:
-    return "".join(record["text"] + BORDER for record in records).encode()
+def _text(records: Iterable[Record]) -> bytes:
+    return "".join(record["text"] + DOCUMENT_SEPARATOR for record in records).encode()
 
 
-def _open(path: Path) -> BinaryIO:
-    return open(path, "ab", buffering=0)
-
-
-def _append(file: BinaryIO, data: bytes) -> None:
+def _append(file: Any, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-    os.fsync(file.fileno())
-
-
-def _empty(file: BinaryIO) -> None:
-    file.truncate(0)
     os.fsync(file.fileno())

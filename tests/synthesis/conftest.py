@@ -74,11 +74,21 @@ def flags(model: Path | str, out: Path, *more: object) -> list[str]:
     return [str(word) for word in words]
 
 
-def records(out: Path) -> list[dict[str, Any]]:
-    """The samples beside a training text. Fails if a line is torn."""
+def lines(out: Path) -> list[dict[str, Any]]:
+    """The record beside a training text: settings, samples and markers. Fails if a line is torn."""
     data = out.with_suffix(".jsonl").read_bytes()
     assert data.endswith(b"\n") or not data
-    return [json.loads(line) for line in data.splitlines()]
+    return [json.loads(line) for line in data.split(b"\n")[:-1]]
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """The samples that were kept."""
+    return [line for line in lines(out) if line.get("rejected", "") is None]
+
+
+def rejected(out: Path) -> list[dict[str, Any]]:
+    """The samples that were rejected."""
+    return [line for line in lines(out) if line.get("rejected")]
 
 
 def check_outputs(out: Path, numbers: Sequence[int]) -> None:

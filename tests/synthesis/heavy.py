@@ -1,7 +1,6 @@
 """Imports that every run needs, for processes that are started often."""
 
 import datasketch  # noqa: F401
-import matplotlib.figure  # noqa: F401
 import torch  # noqa: F401
 import transformers.models.qwen2.modeling_qwen2
 import transformers.models.qwen2.tokenization_qwen2  # noqa: F401

@@ -10,6 +10,16 @@ from typing import Any
 
 import pytest
 
+BROKEN = {
+    "garbage": b'{"choices": []}',
+    "no text": b'{"choices": [{"message": {"content": 3}}]}',
+    "torn": b'{"choices": [{"message": ',
+    "binary": b"\xff\xfe\x00",
+    "deep": b"[" * 200_000,
+    "digits": b'{"choices": [], "usage": ' + b"9" * 5000 + b"}",
+    "huge": b'{"choices": [{"message": {"content": "' + b"x" * 4_000_000 + b'"}}]}',
+}
+
 
 class Server(ThreadingHTTPServer):
     """Answers each chat with a text that names its seed. `plan` tells what goes wrong with a seed's n-th request."""
@@ -53,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(server.plan(question["seed"], nth), question)
 
     def answer(self, what: str, question: dict[str, Any]) -> None:
-        name, _, value = what.partition(" ")
+        name, _, value = (what, "", "") if what in BROKEN else what.partition(" ")
         server = self.server
         if name == "status":
             status, _, wait = value.partition(" ")
@@ -66,11 +76,18 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if name == "drop":
             return self.connection.close()
-        if name == "garbage":
-            return self.send(200, b'{"choices": []}', {})
+        if name in BROKEN:
+            return self.send(200, BROKEN[name], {})
+        if name == "drip":  # an answer that never ends, or an error
+            self.send_response(int(value or 200))
+            self.end_headers()
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.02)
         message = {"role": "assistant", "content": server.text(question["seed"])}
         end = value if name == "finish" else "stop"
-        answer = {"choices": [{"message": message, "finish_reason": end}], "usage": {"completion_tokens": 7}}
+        tokens = json.loads(value) if name == "tokens" else 7
+        answer = {"choices": [{"message": message, "finish_reason": end}], "usage": {"completion_tokens": tokens}}
         body = json.dumps(answer).encode()
         if name == "cut":  # in the middle of the answer
             self.send_response(200)

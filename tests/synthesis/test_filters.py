@@ -16,8 +16,7 @@ from mini_transformer.data.sources import read_documents
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis import filters
 from mini_transformer.synthesis.cleaning import clean, plain
-from mini_transformer.synthesis.duplicates import Seen
-from mini_transformer.synthesis.filters import CHECKS, Candidate, choose, judge
+from mini_transformer.synthesis.filters import CHECKS, Candidate, Deduplicator, FilterPipeline, check, choose
 from mini_transformer.synthesis.prompts import Kind, embedded_recipe, load
 
 HERE = Path(__file__).parent
@@ -51,7 +50,7 @@ def test_the_labelled_answers(name: str, precision: float, recall: float, capsys
     lines = []
     for answer in answers:
         text = clean(answer.raw)
-        reason = judge(Candidate(text, answer.kind, "fr", answer.why != "cut"), tuple(CHECKS))
+        reason = check(Candidate(text, answer.kind, "fr", answer.why != "truncated"), tuple(CHECKS))
         kept_good += answer.good and reason is None
         kept_bad += not answer.good and reason is None
         if answer.good != (reason is None):
@@ -119,38 +118,37 @@ def test_any_text_is_one_document_once_it_is_plain(tmp_path_factory: pytest.Temp
 
 @given(st.text(alphabet="ab*_#>`«»<think/>:\n —-", max_size=60))
 def test_cleaning_never_fails(text: str) -> None:
-    judge(Candidate(clean(text), VERSE, "fr", True), [name for name in CHECKS if name != "language"])
+    check(Candidate(clean(text), VERSE, "fr", True), [name for name in CHECKS if name != "language"])
 
 
 def test_filters_are_chosen_by_name() -> None:
     assert choose("none") == ()
     assert set(choose("all")) == {*CHECKS, "duplicates", "quotes"}
     assert choose("verse,language") == ("language", "verse")
-    with pytest.raises(UserError, match="'vers' is not one; there are all, none, and cut"):
+    with pytest.raises(UserError, match="'vers' is not one; there are all, none, and truncated"):
         choose("vers")
-    assert judge(Candidate("anything", VERSE, "fr", False), ()) is None
-    assert judge(Candidate(" \n", VERSE, "fr", True), ()) == filters.EMPTY
+    assert check(Candidate("anything", VERSE, "fr", False), ()) is None
+    assert check(Candidate(" \n", VERSE, "fr", True), ()) == filters.EMPTY
 
 
-def test_what_a_text_is_dropped_for_is_told() -> None:
+def test_what_a_text_is_rejected_for_is_told() -> None:
     fable = KINDS["fable"]
     excuse = "Je suis désolé, mais je ne peux pas écrire cela."
-    assert judge(Candidate(excuse, fable, "fr", True), tuple(CHECKS)) == "refusal"
-    assert judge(Candidate(clean("<think>Voyons"), fable, "fr", False), tuple(CHECKS)) == "cut"
-    assert judge(Candidate(clean("<think>Voyons"), fable, "fr", True), tuple(CHECKS)) == "empty"
+    assert check(Candidate(excuse, fable, "fr", True), tuple(CHECKS)) == "refusal"
+    assert check(Candidate(clean("<think>Voyons"), fable, "fr", False), tuple(CHECKS)) == "truncated"
+    assert check(Candidate(clean("<think>Voyons"), fable, "fr", True), tuple(CHECKS)) == "empty"
 
 
-def test_quotations_are_dropped() -> None:
-    from mini_transformer.data.words import all_word_runs
-
-    avoided = all_word_runs(["Le jour où la pluie cessa de tomber sur la plaine"])
-    assert filters.quotes("Et le jour où la pluie\ncessa de tomber, il dit :", avoided) == "quote"
-    assert filters.quotes("Le jour où la pluie cessa, on dansa", avoided) is None
+def test_quotations_are_rejected() -> None:
+    avoided = ["Le jour où la pluie cessa de tomber sur la plaine"]
+    pipeline = FilterPipeline(["quotes"], "fr", avoided)
+    assert pipeline("Et le jour où la pluie\ncessa de tomber, il dit :", VERSE, True)[1] == "quote"
+    assert pipeline("Le jour où la pluie cessa, on dansa", VERSE, True)[1] is None
 
 
 def test_duplicates_exact_and_near() -> None:
     texts = [clean(answer.raw) for answer in labelled("labelled_a.txt") if answer.good]
-    seen = Seen()
+    seen = Deduplicator()
     assert [seen.add(text) for text in texts] == [None] * len(texts)
     assert seen.add(texts[0].upper().replace(",", " ;")) == "duplicate"
     lines = texts[1].split("\n")
@@ -161,7 +159,7 @@ def test_duplicates_exact_and_near() -> None:
 
 
 def test_duplicates_in_any_script() -> None:
-    seen = Seen()
+    seen = Deduplicator()
     texts = ["Лиса и виноград висят", "Ворон и лисица спорят", "狐狸和葡萄", "乌鸦与狐狸"]
     assert [seen.add(text) for text in texts] == [None] * 4
     assert [seen.add(text) for text in texts] == ["duplicate"] * 4

@@ -16,10 +16,10 @@ import torch
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.backends import Task
 from mini_transformer.synthesis.backends.local import LocalEngine
+from mini_transformer.synthesis.config import SynthesisConfig
 from mini_transformer.synthesis.prompts import embedded_recipe, load, sample_seed
-from mini_transformer.synthesis.settings import SynthesisConfig
 from tests.conftest import ROOT
-from tests.synthesis.conftest import check_outputs, flags, records
+from tests.synthesis.conftest import check_outputs, flags, lines, records
 
 Call = Callable[..., tuple[int, str, str]]
 RECIPE = load(embedded_recipe(), "fr")
@@ -47,18 +47,17 @@ def test_a_whole_run(call: Call, instruct_model: Path, tmp_path: Path) -> None:
         prompt = RECIPE.prompt(record["number"], 1337)
         assert (record["prompt"], record["slots"], record["system"]) == (prompt.text, prompt.slots, prompt.system)
         assert record["seed"] == sample_seed(1337, record["number"], record["attempt"])
-        assert record["model"] == str(instruct_model)
         assert record["finished"] == (record["tokens"] < 24)
     assert {record["finished"] for record in found} == {True, False}
-    assert (tmp_path / "mix.summary.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "mix.summary.md").read_text(encoding="utf-8")
-    assert page.startswith("# mix.txt\n\n- 21 samples kept of")
-    assert "\n- kinds: " in page
-    assert page.endswith("](<mix.summary.png>)\n")
+    assert lines(out)[0]["settings"]["--model"] == str(instruct_model)
+    summary = told[told.index("\n\n- 21 samples kept of") :]
+    assert "\n- kinds: " in summary
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mix.jsonl", "mix.txt"]
 
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     code, told, _ = call("generate-data", *flags(instruct_model, out, "--samples", 21, "--batch", 4))
-    assert (code, told) == (0, f"{out}: 21 samples are there already; nothing to do (raise --samples for more)\n")
+    there = f"{out}: 21 samples are there already; nothing to do (raise --samples for more)\n"
+    assert (code, told) == (0, there + summary[1:])  # which is shown again
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     code, told, _ = call("generate-data", *flags(instruct_model, out, "--samples", 30, "--batch", 4))
@@ -84,14 +83,14 @@ def test_the_same_seed_gives_the_same_samples(call: Call, instruct_model: Path, 
     assert [record["text"] for record in a] != [record["text"] for record in c]
 
 
-def test_what_a_sample_draws_does_not_depend_on_its_neighbours(instruct_model: Path) -> None:
+def test_what_is_sampled_does_not_depend_on_its_neighbours(instruct_model: Path) -> None:
     """In a batch, prompts are padded on the left and finished rows wait for the others: alone, all is as it was."""
     writer = engine(instruct_model)
-    together = writer.write(tasks(0, 1, 2, 3))
-    alone = [writer.write(tasks(number))[0] for number in range(4)]
+    together = writer.generate(tasks(0, 1, 2, 3))
+    alone = [writer.generate(tasks(number))[0] for number in range(4)]
     assert together == alone
     assert len({len(RECIPE.prompt(number, 1).text) for number in range(4)}) == 4  # padding there was
-    again = writer.write(tasks(0, attempt=1))[0]
+    again = writer.generate(tasks(0, attempt=1))[0]
     assert again.text != alone[0].text
 
 
@@ -101,7 +100,7 @@ def test_the_chat_template_and_the_likeliest_tokens(instruct_model: Path) -> Non
 
     writer = engine(instruct_model, temperature=0.0)
     task = tasks(2)[0]
-    output = writer.write([task])[0]
+    output = writer.generate([task])[0]
     tokenizer = AutoTokenizer.from_pretrained(instruct_model)
     model: Any = AutoModelForCausalLM.from_pretrained(instruct_model).eval()
     chat = (
@@ -147,14 +146,14 @@ def test_the_draw_follows_the_distribution(instruct_model: Path) -> None:
 
 
 def writer_batch(writer: LocalEngine, batch: list[Task]) -> Any:
-    writer.room = len(batch)
-    return writer.write(batch)
+    writer.concurrency = len(batch)
+    return writer.generate(batch)
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(instruct_model: Path) -> None:
     said: list[str] = []
     writer = engine(instruct_model, said, batch=8)
-    expected = writer.write(tasks(*range(8)))
+    expected = writer.generate(tasks(*range(8)))
     generate = writer._model.generate
 
     def scarce(**inputs: Any) -> Any:
@@ -163,8 +162,8 @@ def test_out_of_memory_halves_the_batch_and_says_so(instruct_model: Path) -> Non
         return generate(**inputs)
 
     writer._model.generate = scarce
-    assert writer.write(tasks(*range(8))) == expected
-    assert writer.room == 2
+    assert writer.generate(tasks(*range(8))) == expected
+    assert writer.concurrency == 2
     assert said == [f"Out of memory on cpu: the batch is halved to {n}" for n in (4, 2)]
 
     def none(**inputs: Any) -> Any:
@@ -172,7 +171,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(instruct_model: Path) -> Non
 
     writer._model.generate = none
     with pytest.raises(UserError, match="out of memory on cpu with a single sample: lower --max-new-tokens"):
-        writer.write(tasks(0, 1))
+        writer.generate(tasks(0, 1))
 
 
 def test_models_that_will_not_do(instruct_model: Path, tmp_path: Path) -> None:
@@ -236,7 +235,7 @@ def test_a_text_beyond_the_context_is_announced_once(instruct_model: Path) -> No
     said: list[str] = []
     writer = engine(instruct_model, said, max_new_tokens=2000)
     for number in (0, 1):
-        assert writer.write(tasks(number))[0].finished
+        assert writer.generate(tasks(number))[0].finished
     assert len(said) == 1
     assert re.match(r"Warning: a prompt of \d+ tokens and --max-new-tokens 2000 go beyond the 2048 positions", said[0])
 
@@ -248,7 +247,7 @@ def test_a_template_without_a_system_role(instruct_model: Path, tmp_path: Path) 
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     template.write_text(refusal + template.read_text(encoding="utf-8"), encoding="utf-8")
     prompt = RECIPE.prompt(0, 1)
-    chat = engine(tmp_path / "model")._chat(prompt)
+    chat = engine(tmp_path / "model")._chat(prompt.system, prompt.text)
     assert chat == f"<|im_start|>user\n{prompt.system}\n\n{prompt.text}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -291,5 +290,5 @@ def test_a_model_in_the_cache_needs_no_network(instruct_model: Path, tmp_path: P
 def test_on_an_nvidia_gpu(instruct_model: Path) -> None:
     writer = engine(instruct_model, device="cuda")
     assert "bfloat16" in writer.place
-    together = writer.write(tasks(0, 1, 2, 3))
-    assert together == writer.write(tasks(0, 1, 2, 3))
+    together = writer.generate(tasks(0, 1, 2, 3))
+    assert together == writer.generate(tasks(0, 1, 2, 3))

@@ -1,6 +1,5 @@
 """The door and the loop: refusals, filters at work, asking again, shards and merging, missing packages."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,13 +9,14 @@ from typing import Any
 import pytest
 
 from mini_transformer.data.sources import read_documents
+from mini_transformer.errors import UserError
 from mini_transformer.synthesis.backends import Output, Task
+from mini_transformer.synthesis.config import SynthesisConfig
+from mini_transformer.synthesis.filters import FilterPipeline, choose
 from mini_transformer.synthesis.pipeline import fill
 from mini_transformer.synthesis.prompts import embedded_recipe, load
-from mini_transformer.synthesis.report import Report
-from mini_transformer.synthesis.settings import SynthesisConfig
 from mini_transformer.synthesis.store import Store
-from tests.synthesis.conftest import check_outputs, flags, records
+from tests.synthesis.conftest import check_outputs, flags, lines, records, rejected
 from tests.synthesis.test_filters import labelled
 
 Call = Callable[..., tuple[int, str, str]]
@@ -36,7 +36,7 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
         (["--seed", -1], "--seed: -1 is too small"),
         (["--retries", -1], "--retries: -1 is too small"),
         (["--language", "xx"], "--language: xx is not in recipe.toml, which has fr, en"),
-        (["--recipe", "none.toml"], "none.toml: no such file"),
+        (["--recipe", "none.toml"], "none.toml: cannot be read (No such file or directory)"),
         (["--avoid", "none.txt"], "none.txt: no such file"),
         (["--avoid", "none.txt", "--avoid", __file__], "none.txt: no such file"),
         (["--avoid", __file__, "--filters", "verse"], "--avoid: is what the filter quotes looks at; add quotes to"),
@@ -45,7 +45,7 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
         (["--shard", "0/2"], "--shard: 0/2 is no part of a whole"),
         (["--shard", "half"], "--shard: half is no part of a whole"),
         (["--shard", "9/9", "--samples", 5], "--shard: 9/9 has nothing to do for 5 samples"),
-        (["--gpu", "0,1"], "--gpu: 0,1: expected one id, such as --gpu 0; several GPUs share the work by --shard"),
+        (["--gpu", "0,1"], "--gpu: 0,1: expected one id, such as 0; several GPUs share the work by --shard"),
         (["--gpu", "0", "--device", "cpu"], "--gpu 0: goes with --device cuda"),
         (["--gpu", "99"], "--gpu 99: there is no GPU of that id"),
         (["--quantize", "8bit"], "--quantize: invalid choice"),
@@ -83,13 +83,13 @@ def test_the_output_needs_a_name_of_its_own(call: Call, tmp_path: Path, name: st
 class Scripted:
     """An engine whose answers are given, to see what the loop does with them."""
 
-    room, place = 4, "here"
+    concurrency, place = 4, "here"
 
     def __init__(self, answer: Callable[[Task], str]) -> None:
         self.answer = answer
         self.asked: list[tuple[int, int]] = []
 
-    def write(self, tasks: Any) -> list[Output]:
+    def generate(self, tasks: Any) -> list[Output]:
         self.asked += [(task.prompt.number, task.attempt) for task in tasks]
         return [Output(task, self.answer(task), 10, True) for task in tasks]
 
@@ -107,21 +107,16 @@ def good(kind: str, number: int) -> str:
 
 def scripted(tmp_path: Path, answer: Callable[[Task], str], **changes: Any) -> tuple[Scripted, Store]:
     config = SynthesisConfig(**{"out": tmp_path / "mix.txt", "samples": 10, "filters": "all"} | changes)
-    store = Store(config.out, {"--filters": config.filters}, config.part[0])
+    store = Store(config.out, {"--filters": config.filters}, config.part)
     engine = Scripted(answer)
-    fill(
-        config,
-        load(embedded_recipe(), "fr"),
-        {"la lune est un gâteau que la nuit"},
-        store,
-        engine,
-        Report(10, store.progress),
-    )
+    kept = [record["text"] for record in store.progress.kept]
+    pipeline = FilterPipeline(choose(config.filters), "fr", ["la lune est un gâteau que la nuit"], kept)
+    fill(config, load(embedded_recipe(), "fr"), pipeline, store, engine)
     store.close()
     return engine, store
 
 
-def test_dropped_samples_are_asked_again_first(tmp_path: Path) -> None:
+def test_rejected_samples_are_asked_again_first(tmp_path: Path) -> None:
     def answer(task: Task) -> str:
         number, kind = task.prompt.number, task.prompt.kind.name
         wrong = {
@@ -133,10 +128,10 @@ def test_dropped_samples_are_asked_again_first(tmp_path: Path) -> None:
 
     engine, store = scripted(tmp_path, answer)
     assert engine.asked[:9] == [(0, 0), (1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1), (4, 0), (2, 2)]
-    assert store.progress.drops == {"refusal": 1, "empty": 2, "quote": 3}
+    assert store.progress.rejected == {"refusal": 1, "empty": 2, "quote": 3}
     check_outputs(tmp_path / "mix.txt", range(10))
-    drops = [json.loads(line) for line in (tmp_path / "mix.drops.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(d["number"], d["attempt"], d["reason"]) for d in drops][:2] == [(1, 0, "refusal"), (2, 0, "empty")]
+    found = rejected(tmp_path / "mix.txt")
+    assert [(r["number"], r["attempt"], r["rejected"]) for r in found][:2] == [(1, 0, "refusal"), (2, 0, "empty")]
 
 
 def test_a_sample_is_given_up_after_the_retries_and_another_takes_its_place(tmp_path: Path) -> None:
@@ -151,10 +146,8 @@ def test_a_sample_is_given_up_after_the_retries_and_another_takes_its_place(tmp_
 
 
 def test_a_hopeless_run_ends_with_the_reasons(tmp_path: Path) -> None:
-    from mini_transformer.errors import UserError
-
     with pytest.raises(
-        UserError, match=r"0 of 10 samples, and 2\d given up after 4 attempts each \(dropped: language \d+\)"
+        UserError, match=r"0 of 10 samples, and 2\d given up after 4 attempts each \(rejected: language \d+\)"
     ):
         scripted(
             tmp_path,
@@ -182,7 +175,7 @@ def test_near_duplicates_are_known_after_a_restart(tmp_path: Path) -> None:
         samples=3,
         filters="duplicates",
     )
-    assert store.progress.drops == {"near-duplicate": 1}
+    assert store.progress.rejected == {"near-duplicate": 1}
     assert (1, 1) in engine.asked
     check_outputs(tmp_path / "mix.txt", range(3))
 
@@ -201,7 +194,7 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
     )
     assert code == 0, err
     assert sorted(tmp_path.glob("part*.txt")) == parts  # what a shell gives to --merge
-    asked = [json.loads(line) for file in tmp_path.glob("part*.jsonl") for line in file.read_bytes().splitlines()]
+    asked = [record for part in parts for record in records(part) + rejected(part)]
     assert f"11 samples kept of {len(asked)} asked for" in told
     assert f"written: {sum(record['tokens'] for record in asked)} tokens" in told
     numbers = sorted(record["number"] for part in parts for record in records(part))
@@ -229,26 +222,27 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
     assert not (tmp_path / "no.txt").exists()
 
 
-def test_merging_drops_what_two_machines_wrote_alike(call: Call, tmp_path: Path) -> None:
+def test_merging_rejects_what_two_machines_wrote_alike(call: Call, tmp_path: Path) -> None:
     text = good("fable", 0).strip()
     for i in (0, 1):
-        store = Store(tmp_path / f"{i}.txt", {"--filters": "duplicates", "--shard": f"{i + 1}/2"}, i)
-        record = {"number": i, "attempt": 0, "kind": "fable", "tokens": 90, "checks": {"words": 80}}
-        store.progress.kept, store.progress.next = 1, i + 2
-        store.commit([record | {"text": text.replace("frileux", "frileux et sage") if i else text}], [])
+        store = Store(tmp_path / f"{i}.txt", {"--filters": "duplicates", "--shard": f"{i + 1}/2"}, (i, 2))
+        record = {"number": i, "attempt": 0, "kind": "fable", "tokens": 90, "rejected": None}
+        store.commit([record | {"text": text.replace("frileux", "frileux et sage") if i else text}])
         store.close()
     code, told, err = call(
         "generate-data", "--out", tmp_path / "mix.txt", "--merge", tmp_path / "1.txt", tmp_path / "0.txt"
     )
     assert code == 0, err
-    assert "dropped: near-duplicate 1" in told
+    assert "rejected: near-duplicate 1" in told
     check_outputs(tmp_path / "mix.txt", [0])
-    run = json.loads((tmp_path / "mix.run.json").read_text(encoding="utf-8"))
-    assert run["progress"]["open"] == {"1": 1}  # asked again when the merged run goes on
+    assert [(r["number"], r["rejected"]) for r in rejected(tmp_path / "mix.txt")] == [(1, "near-duplicate")]
+    store = Store(tmp_path / "mix.txt", lines(tmp_path / "mix.txt")[0]["settings"])
+    assert store.progress.open == {1: 1}  # asked again when the merged run goes on
+    store.close()
 
 
 @pytest.mark.parametrize(
-    ("package", "words"), [("datasketch", []), ("py3langid", []), ("transformers", []), ("httpx", list(OPENAI))]
+    ("package", "words"), [("datasketch", []), ("py3langid", []), ("transformers", []), ("openai", list(OPENAI))]
 )
 def test_a_missing_package_is_named_with_the_command(package: str, words: list[str], tmp_path: Path) -> None:
     code = (

@@ -1,49 +1,26 @@
-"""Prompts: a pure function of recipe, seed and number; balanced; none comes back before all have been used."""
+"""Prompts: a pure function of recipe, seed and number; balanced and varied."""
 
-import math
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mini_transformer.errors import UserError
-from mini_transformer.synthesis.prompts import combination, embedded_recipe, load, sample_seed
+from mini_transformer.synthesis.prompts import embedded_recipe, load, sample_seed
 
 RECIPE = load(embedded_recipe(), "fr")
-SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 
 
-@given(SIZES, st.text(max_size=5))
-@settings(max_examples=50, deadline=None)
-def test_all_combinations_come_once_before_one_comes_back(sizes: list[int], key: str) -> None:
-    total = math.prod(sizes)
-    for epoch in range(2):
-        drawn = {tuple(combination(sizes, epoch * total + i, key)) for i in range(total)}
-        assert len(drawn) == total
-        assert all(0 <= value < size for values in drawn for value, size in zip(values, sizes, strict=True))
-
-
-@given(st.lists(st.integers(2, 50), min_size=1, max_size=6), st.integers(0, 2**40), st.text(max_size=5))
-@settings(max_examples=50, deadline=None)
-def test_the_values_of_the_longest_list_come_equally_often(sizes: list[int], start: int, key: str) -> None:
-    longest = max(range(len(sizes)), key=lambda i: sizes[i])
-    start -= start % math.prod(sizes)
-    drawn = Counter(combination(sizes, start + i, key)[longest] for i in range(2 * sizes[longest]))
-    assert set(drawn.values()) <= {2, 4} or math.prod(sizes) < 2 * sizes[longest]
-
-
-def test_the_prompts_of_a_run_are_balanced_and_all_different() -> None:
+def test_the_prompts_of_a_run_are_balanced_and_varied() -> None:
     prompts = [RECIPE.prompt(number, 1337) for number in range(5000)]
-    assert len({prompt.text for prompt in prompts}) == 5000
+    assert len({prompt.text for prompt in prompts}) >= 4990  # of 109,200 possible moralities, a few come twice
     assert set(Counter(prompt.kind.name for prompt in prompts).values()) == {1000}
     for kind in RECIPE.kinds:
         for slot in kind.slots:
             counts = Counter(prompt.slots[slot] for prompt in prompts if prompt.kind is kind)
             assert len(counts) == len(RECIPE.slots[slot])
-            assert max(counts.values()) - min(counts.values()) <= 3, (kind.name, slot)
+            assert max(counts.values()) - min(counts.values()) <= 1, (kind.name, slot)
 
 
 def test_a_shard_is_as_varied_as_the_whole() -> None:
@@ -132,7 +109,7 @@ def test_how_a_recipe_may_be_encoded(tmp_path: Path) -> None:
     assert load(tmp_path / "marked", "fr") == load(tmp_path / "plain", "fr")
     with pytest.raises(UserError, match=r"old: is not in UTF-8, as a recipe must be; save it as UTF-8$"):
         load(tmp_path / "old", "fr")
-    with pytest.raises(UserError, match=r"none: no such file$"):
+    with pytest.raises(UserError, match=r"none: cannot be read \(No such file or directory\)$"):
         load(tmp_path / "none", "fr")
     with pytest.raises(UserError, match=r": cannot be read \(Is a directory\)$"):
         load(tmp_path, "fr")

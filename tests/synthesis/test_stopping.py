@@ -1,6 +1,5 @@
 """Runs that end before their time: nothing that was there is lost, and what is told helps."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT, spawn
-from tests.synthesis.conftest import check_outputs, flags, records
+from tests.synthesis.conftest import check_outputs, flags, lines, records, rejected
 from tests.synthesis.server import Server
 
 Call = Callable[..., tuple[int, str, str]]
@@ -36,7 +35,7 @@ def test_overwriting_waits_until_there_is_something_new(server: Server, call: Ca
     server.plan = lambda seed, nth: "answer"
     assert call("generate-data", *words(server, out, "--samples", 3, "--seed", 2, "--overwrite"))[0] == 0
     check_outputs(out, range(3))
-    assert json.loads((tmp_path / "mix.run.json").read_text(encoding="utf-8"))["settings"]["--seed"] == 2
+    assert lines(out)[0]["settings"]["--seed"] == 2
 
 
 def test_a_run_that_got_nothing_binds_nobody(server: Server, call: Call, tmp_path: Path) -> None:
@@ -57,7 +56,7 @@ def test_a_run_that_stops_tells_what_it_has(server: Server, call: Call, tmp_path
     code, told, _ = call("generate-data", *words(server, out, "--samples", 500, "--batch", 1))
     assert code == 2
     kept = len(records(out))
-    assert told.endswith(f"{kept} of 500 kept, 24 asked; dropped: empty {24 - kept} ({(24 - kept) / 24:.1%})\n")
+    assert told.endswith(f"{kept} of 500 kept, 24 asked; rejected: empty {24 - kept} ({(24 - kept) / 24:.1%})\n")
 
 
 def test_ctrl_c_while_overwriting(server: Server, call: Call, tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_a_hopeless_run_is_told_early_and_not_started_again(server: Server, call
     more = ["--samples", 5000, "--filters", "language", "--retries", 1]
     code, _, err = call("generate-data", *words(server, tmp_path / "mix.txt", *more))
     assert code == 2
-    assert "given up after 2 attempts each (dropped: language" in err
+    assert "given up after 2 attempts each (rejected: language" in err
     assert err.endswith("more --retries, or another --model or other --filters with another --out may help\n")
     asked = len(server.requests)
     assert asked < 100
@@ -95,28 +94,22 @@ def test_the_likeliest_text_is_asked_for_once(server: Server, call: Call, tmp_pa
     out = tmp_path / "mix.txt"
     assert call("generate-data", *words(server, out, "--samples", 20, "--temperature", 0))[0] == 0
     assert len(records(out)) == 20
-    drops = [json.loads(line) for line in (tmp_path / "mix.drops.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert drops
-    assert {record["attempt"] for record in records(out) + drops} == {0}
+    assert rejected(out)
+    assert {record["attempt"] for record in records(out) + rejected(out)} == {0}
 
 
-def test_a_summary_that_a_kill_prevented_is_made_up_for(server: Server, call: Call, tmp_path: Path) -> None:
-    out = tmp_path / "mix.txt"
-    command = words(server, out, "--samples", 6)
-    assert call("generate-data", *command)[0] == 0
-    page, picture = tmp_path / "mix.summary.md", tmp_path / "mix.summary.png"
-    before = page.read_bytes()
-    picture.unlink()
+def test_the_summary_of_a_finished_run_is_shown_again(server: Server, call: Call, tmp_path: Path) -> None:
+    """Such as after a kill between the last batch and the summary."""
+    command = words(server, tmp_path / "mix.txt", "--samples", 6)
+    code, told, _ = call("generate-data", *command)
+    assert code == 0
+    summary = told[told.index("\n\n- 6 samples kept of 6 asked for") :]
+    before = everything(tmp_path)
     code, told, _ = call("generate-data", *command)
     assert code == 0
     assert "6 samples are there already; nothing to do" in told
-    assert "6 samples kept of 6 asked for" in told
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    page.write_text("of an earlier state")
-    os.utime(page, (0, 0))
-    assert call("generate-data", *command)[0] == 0
-    assert page.read_bytes() == before
-    assert call("generate-data", *command)[1].count("\n") == 1  # now there is nothing to do
+    assert told.endswith(summary)
+    assert everything(tmp_path) == before
 
 
 def test_shards_that_are_missing_are_written_after_merging(server: Server, call: Call, tmp_path: Path) -> None:
@@ -137,29 +130,33 @@ def test_parts_that_overlap_are_counted_once(server: Server, call: Call, tmp_pat
     for samples in (8, 20):
         assert call("generate-data", *words(server, part, "--samples", samples))[0] == 0
         if samples == 8:
-            for suffix in (".txt", ".jsonl", ".drops.jsonl", ".run.json"):
+            for suffix in (".txt", ".jsonl"):
                 shutil.copy(part.with_suffix(suffix), early.with_suffix(suffix))
-    drops = part.with_suffix(".drops.jsonl").read_bytes().splitlines()
-    assert drops
+    refused = rejected(part)
+    assert refused
     whole = tmp_path / "mix.txt"
     code, told, err = call("generate-data", "--out", whole, "--merge", early, part, part)
     assert code == 0, err
-    assert f"20 samples kept of {20 + len(drops)} asked for" in told
-    assert f"written: {7 * (20 + len(drops))} tokens" in told
-    assert f"dropped: empty {len(drops)} (" in told
-    assert sorted(whole.with_suffix(".drops.jsonl").read_bytes().splitlines()) == sorted(drops)
+    assert f"20 samples kept of {20 + len(refused)} asked for" in told
+    assert f"written: {7 * (20 + len(refused))} tokens" in told
+    assert f"rejected: empty {len(refused)} (" in told
+    by_number = sorted(refused, key=lambda record: (record["number"], record["attempt"]))
+    assert rejected(whole) == by_number
     check_outputs(whole, [record["number"] for record in sorted(records(part), key=lambda record: record["number"])])
 
-    part.with_suffix(".drops.jsonl").unlink()
+    # A part without its end, as after a kill, has the samples of its whole batches.
+    data, kept = part.with_suffix(".jsonl").read_bytes(), len(records(part))
+    part.with_suffix(".jsonl").write_bytes(data[:-100])
     code, told, err = call("generate-data", "--out", whole, "--overwrite", "--merge", part)
     assert code == 0, err
-    assert told.startswith(f"Note: {part.with_suffix('.drops.jsonl')}: missing or damaged")
-    assert "20 samples kept of 20 asked for" in told
-    part.with_suffix(".jsonl").write_bytes(part.with_suffix(".jsonl").read_bytes()[:-100])
-    before = everything(tmp_path)
-    code, _, err = call("generate-data", "--out", whole, "--overwrite", "--merge", part)
-    assert (code, err) == (2, f"generate-data: --merge: {part.with_suffix('.jsonl')}: missing or damaged\n")
-    assert everything(tmp_path) == before
+    assert kept - 8 <= len(records(whole)) < kept
+    for damaged in (data.replace(b'"number"', b'"no"'), data.replace(b'"settings"', b'"set"'), data[500:], b""):
+        part.with_suffix(".jsonl").write_bytes(damaged)
+        before = everything(tmp_path)
+        code, _, err = call("generate-data", "--out", whole, "--overwrite", "--merge", part)
+        assert code == 2
+        assert err.startswith(f"generate-data: {part.with_suffix('.jsonl')}: changed by hand, or no run of ours")
+        assert everything(tmp_path) == before
 
 
 def test_a_merge_that_was_killed_is_no_run(server: Server, call: Call, tmp_path: Path) -> None:
@@ -167,11 +164,13 @@ def test_a_merge_that_was_killed_is_no_run(server: Server, call: Call, tmp_path:
     assert call("generate-data", *words(server, part, "--samples", 6))[0] == 0
     killed = (  # in the middle of the first line that it writes
         "import os, sys; from mini_transformer import cli; from mini_transformer.synthesis import store\n"
-        "store._append = lambda file, data: (file.write(data[:100]), os.kill(os.getpid(), 9))\n"
+        "write = store.Path.write_bytes\n"
+        "store.Path.write_bytes = lambda file, data: (write(file, data[:100]), os.kill(os.getpid(), 9))\n"
         "cli.run('generate-data', sys.argv[1:])"
     )
     assert spawn(["-c", killed, "--out", whole, "--merge", part], ROOT).wait(60) == -signal.SIGKILL
-    assert whole.with_suffix(".jsonl").stat().st_size == 100
+    assert not whole.with_suffix(".jsonl").exists()
+    assert 100 in [path.stat().st_size for path in tmp_path.iterdir()]
     code, _, err = call("generate-data", "--out", whole, "--merge", part)
     assert code == 0, err
     check_outputs(whole, range(6))

@@ -1,4 +1,4 @@
-"""Engines that write samples: one small interface, and behind it this machine (`local`) or a server (`remote`)."""
+"""Engines that write samples: one small interface, and behind it this machine (`local`) or a server (`server`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,20 +23,17 @@ class Output:
     task: Task
     text: str
     tokens: int
-    finished: bool  # the model ended by itself; otherwise it was cut at --max-new-tokens
+    finished: bool  # the model ended by itself; otherwise it was truncated, as at --max-new-tokens
 
 
 class Engine(Protocol):
-    """Takes tasks and gives outputs back, in batches or as they come."""
+    """Takes tasks and gives outputs back, in batches or as they come. Raises `UserError` if it cannot go on."""
 
-    room: int  # tasks that it takes in hand at once
+    concurrency: int  # tasks that may be in flight at once
     place: str  # where it works, in words
 
-    def write(self, tasks: Sequence[Task]) -> list[Output]:
-        """Take more tasks in hand, then return outputs: at least one while any task is in hand.
-
-        Raises `UserError` if the engine cannot go on.
-        """
+    def generate(self, tasks: Sequence[Task]) -> list[Output]:
+        """Start these tasks too, then return outputs: at least one while any task is in flight."""
 
     def close(self) -> None:
-        """Give up what is in hand, and free what the engine holds."""
+        """Cancel what is in flight, and free what the engine holds."""

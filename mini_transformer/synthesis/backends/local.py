@@ -10,35 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
 from transformers.utils import logging
 
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import describe_device, pick_device, pick_precision
 from mini_transformer.synthesis.backends import Output, Task
-from mini_transformer.synthesis.prompts import Prompt
-from mini_transformer.synthesis.settings import SynthesisConfig
+from mini_transformer.synthesis.config import SynthesisConfig
 
 # How devices other than CUDA say it.
-_SHORT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
-class SeededDraw(LogitsProcessor):
-    """Adds Gumbel noise, so that the likeliest token is one drawn from the distribution.
+class SeededSampling(transformers.LogitsProcessor):
+    """Adds Gumbel noise, so that the likeliest token is one sampled from the distribution.
 
-    Each row has a generator of its own: what a sample draws depends on its seed alone, not on its neighbours.
+    Each row has a generator of its own: what is sampled depends on its seed alone, not on its neighbours.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -54,83 +45,75 @@ class SeededDraw(LogitsProcessor):
 class LocalEngine:
     """An `Engine` on this machine. Raises `UserError` if the model or what it needs is not there."""
 
-    def __init__(self, config: SynthesisConfig, say: Callable[[str], None]) -> None:
-        """`say` prints a line for people."""
-        self.room = config.batch
-        self._config, self._say, self._warned = config, say, False
+    def __init__(self, config: SynthesisConfig, log: Callable[[str], None]) -> None:
+        """`log` prints a line for people."""
+        self.concurrency = config.batch
+        self._config, self._log, self._warned = config, log, False
         self._device = pick_device(config.device, config.gpu, "gpu")
-        self._precision = pick_precision("auto", self._device)
-        kind = config.quantize or str(self._precision).removeprefix("torch.")
-        self.place = f"{describe_device(self._device)}, {kind}"
-        if config.quantize:
-            _check_quantization(self._device)
+        precision = pick_precision("auto", self._device)
+        self.place = f"{describe_device(self._device)}, {config.quantize or str(precision).removeprefix('torch.')}"
         logging.set_verbosity_error()
         if not os.isatty(2):
             logging.disable_progress_bar()
-        self._tokenizer, self._model = self._load()
+        self._tokenizer, self._model = _load(config, self._device, precision)
         if not self._tokenizer.encode("Une fable"):
             raise UserError(f"--model: {config.model} has no tokenizer; copy its tokenizer.json beside the weights")
         if not self._tokenizer.chat_template:
             raise UserError(f"--model: {config.model} has no chat template; an instruct model is needed")
-        self._template("system", "prompt")  # raises now rather than in the middle of the work
+        self._chat("system", "prompt")  # raises now rather than in the middle of the work
         self._tokenizer.padding_side = "left"
         ends = self._model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self._ends = {*ends, self._tokenizer.eos_token_id} - {None}
+        self._ends = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id} - {None}
         if not self._ends:
             raise UserError(f"--model: {config.model} names no token that ends an answer (eos_token_id)")
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
-    def write(self, tasks: Sequence[Task]) -> list[Output]:
+    def generate(self, tasks: Sequence[Task]) -> list[Output]:
         """Write all tasks; where memory does not suffice, in halves of the batch from then on."""
         outputs: list[Output] = []
         while len(outputs) < len(tasks):
-            chunk = tasks[len(outputs) : len(outputs) + self.room]
-            written = None
+            chunk = tasks[len(outputs) : len(outputs) + self.concurrency]
             try:
-                written = self._generate(chunk)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not isinstance(error, torch.OutOfMemoryError) and not _SHORT_OF_MEMORY.search(str(error)):
-                    raise
-            if written is not None:
-                outputs += written
+                outputs += self._generate(chunk)
                 continue
-            if torch.cuda.is_available():
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            if torch.cuda.is_available():  # outside of the `except`, whose error holds on to the memory
                 torch.cuda.empty_cache()
             if len(chunk) == 1:
-                raise UserError(
-                    f"out of memory on {self._device} with a single sample: lower --max-new-tokens, "
-                    "take --quantize 4bit or a smaller --model"
-                )
-            self.room = len(chunk) // 2
-            self._say(f"Out of memory on {self._device}: the batch is halved to {self.room}")
+                advice = "lower --max-new-tokens, take --quantize 4bit or a smaller --model"
+                raise UserError(f"out of memory on {self._device} with a single sample: {advice}")
+            self.concurrency = len(chunk) // 2
+            self._log(f"Out of memory on {self._device}: the batch is halved to {self.concurrency}")
         return outputs
 
     def close(self) -> None:
         """Nothing outlives the process."""
 
     def _generate(self, tasks: Sequence[Task]) -> list[Output]:
-        chats = [self._chat(task.prompt) for task in tasks]
+        chats = [self._chat(task.prompt.system, task.prompt.text) for task in tasks]
         prompts = self._tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
-        length = prompts["input_ids"].shape[1]
-        self._warn_if_beyond_context(length)
+        length, most = prompts["input_ids"].shape[1], self._config.max_new_tokens
+        positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
+        if length + most > positions and not self._warned:
+            self._warned = True
+            beyond = f"the {positions} positions that {self._config.model} was made for"
+            self._log(f"Warning: a prompt of {length} tokens and --max-new-tokens {most} go beyond {beyond}")
         with torch.inference_mode():
             sequences = self._model.generate(
                 input_ids=prompts["input_ids"].to(self._device),
                 attention_mask=prompts["attention_mask"].to(self._device),
-                do_sample=False,  # the drawing is done by the processors, row by row
+                do_sample=False,  # the processors sample, row by row
                 logits_processor=self._processors(tasks),
-                max_new_tokens=self._config.max_new_tokens,
+                max_new_tokens=most,
                 eos_token_id=sorted(self._ends),
                 pad_token_id=self._tokenizer.pad_token_id,
             )
         return [self._output(task, row) for task, row in zip(tasks, sequences[:, length:].tolist(), strict=True)]
 
-    def _chat(self, prompt: Prompt) -> str:
-        return self._template(prompt.system, prompt.text)
-
-    def _template(self, system: str, text: str) -> str:
+    def _chat(self, system: str, text: str) -> str:
         alone = [{"role": "user", "content": f"{system}\n\n{text}"}]  # some models know no system role
         for messages in ([{"role": "system", "content": system}, {"role": "user", "content": text}], alone):
             try:
@@ -139,71 +122,54 @@ class LocalEngine:
                 reason = _one_line(error)
         raise UserError(f"--model: the chat template of {self._config.model} does not work: {reason}")
 
-    def _warn_if_beyond_context(self, length: int) -> None:
-        positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
-        if not self._warned and length + self._config.max_new_tokens > positions:
-            self._warned = True
-            self._say(
-                f"Warning: a prompt of {length} tokens and --max-new-tokens {self._config.max_new_tokens} go beyond "
-                f"the {positions} positions that {self._config.model} was made for"
-            )
-
-    def _processors(self, tasks: Sequence[Task]) -> LogitsProcessorList:
-        chosen = LogitsProcessorList()
-        if self._config.temperature > 0:
-            if self._config.temperature != 1:
-                chosen.append(TemperatureLogitsWarper(self._config.temperature))
-            if self._config.top_p < 1:
-                chosen.append(TopPLogitsWarper(self._config.top_p))
-            chosen.append(SeededDraw([task.seed for task in tasks], self._device))
-        return chosen
+    def _processors(self, tasks: Sequence[Task]) -> transformers.LogitsProcessorList:
+        temperature, top_p = self._config.temperature, self._config.top_p
+        if temperature == 0:
+            return transformers.LogitsProcessorList()
+        sampling = SeededSampling([task.seed for task in tasks], self._device)
+        chosen = [transformers.TopPLogitsWarper(top_p), sampling] if top_p < 1 else [sampling]
+        return transformers.LogitsProcessorList([transformers.TemperatureLogitsWarper(temperature), *chosen])
 
     def _output(self, task: Task, tokens: list[int]) -> Output:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
         text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
         return Output(task, text, len(tokens) if end is None else end, end is not None)
 
-    def _load(self) -> tuple[Any, Any]:
-        name = self._config.model
-        from_cache = not Path(name).is_dir() and _must_be_cached(name)
-        choices: dict[str, Any] = {"dtype": self._precision}
-        if self._config.quantize:
-            kind = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self._precision,
+
+def _load(config: SynthesisConfig, device: torch.device, precision: torch.dtype) -> tuple[Any, Any]:
+    """The tokenizer and the model. Raises `UserError` if they cannot be loaded, or not in 4 bits."""
+    name, choices = config.model, dict[str, Any](dtype=precision)
+    if config.quantize:
+        if device.type != "cuda":
+            raise UserError(f"--quantize 4bit: needs an NVIDIA GPU, and this runs on {device}; leave --quantize out")
+        for package in ("bitsandbytes", "accelerate"):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"--quantize 4bit: the Python package {package!r} is missing: pip install {package}")
+        choices["device_map"] = {"": device}
+        nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision)
+        choices["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
+    from_cache = not Path(name).is_dir() and _must_be_cached(name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=from_cache)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
+        return tokenizer, (model if config.quantize else model.to(device)).eval()
+    except Exception as error:  # whatever the libraries make of a folder with damaged or missing files
+        reason = _one_line(error)
+        if "ignore_mismatched_sizes" in reason:  # a setting that is not ours; the sizes are in a report above
+            reason = "its weights do not have the sizes that its config.json tells"
+        problem = f"--model: {name} cannot be loaded: {reason}"
+        if _is_out_of_memory(error):
+            problem = f"out of memory on {device} while loading {name}: try --quantize 4bit, or a smaller --model"
+        elif from_cache and isinstance(error, (OSError, ValueError)):
+            problem = (
+                f"--model: {name} is not in the cache of this machine, and the Hub cannot be reached; with a network, "
+                f"`hf download {name}` fetches it; without, copy its folder here and name it: --model FOLDER"
             )
-            choices |= {"quantization_config": kind, "device_map": {"": self._device}}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=from_cache)
-            model: Any = AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
-            if not self._config.quantize:
-                model = model.to(self._device)
-        except torch.OutOfMemoryError:
-            raise UserError(f"out of memory on {self._device} while loading {name}: try --quantize 4bit") from None
-        except Exception as error:  # whatever the libraries make of a folder with damaged or missing files
-            if _SHORT_OF_MEMORY.search(str(error)):
-                raise UserError(f"out of memory on {self._device} while loading {name}: a smaller --model?") from None
-            if from_cache and isinstance(error, (OSError, ValueError)):
-                raise UserError(
-                    f"--model: {name} is not in the cache of this machine, and the Hub cannot be reached; with a "
-                    f"network, `hf download {name}` fetches it; without, copy its folder here and name it: "
-                    "--model FOLDER"
-                ) from None
-            reason = _one_line(error)
-            if "ignore_mismatched_sizes" in reason:  # a setting that is not ours; the sizes are in a report above
-                reason = "its weights do not have the sizes that its config.json tells"
-            raise UserError(f"--model: {name} cannot be loaded: {reason}") from None
-        return tokenizer, model.eval()
-
-
-def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        raise UserError(problem) from None
 
 
 def _must_be_cached(name: str) -> bool:
-    """Whether the Hub is out of reach. Raises `UserError` if the name cannot be that of a model there."""
+    """Whether the Hub is out of reach. Raises `UserError` if it has no such model."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model: {name}: there is no such folder")
     try:
@@ -215,9 +181,9 @@ def _must_be_cached(name: str) -> bool:
     return False
 
 
-def _check_quantization(device: torch.device) -> None:
-    if device.type != "cuda":
-        raise UserError(f"--quantize 4bit: needs an NVIDIA GPU, and this runs on {device}; leave --quantize out")
-    for package in ("bitsandbytes", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"--quantize 4bit: the Python package {package!r} is missing: pip install {package}")
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")

@@ -2,18 +2,18 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mini_transformer.config import check_limits, flag, option
+from mini_transformer.config import check_fields, flag, option
 from mini_transformer.errors import UserError
 
-ENGINES = ("transformers", "openai")
-# What may differ between two calls of the same run: where and how fast, and how much is asked for.
-FREE = ("out", "samples", "batch", "retries", "device", "gpu", "base_url", "encoding", "overwrite", "recipe")
+# What may differ between two calls of the same run: where and how fast, and how much. Files are compared by their text.
+MAY_CHANGE = ("out", "samples", "batch", "retries", "device", "gpu", "base_url", "encoding", "overwrite", "recipe")
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class SynthesisConfig:
     samples: int = option(5000, "samples to end with; a finished file grows when this is raised", ge=1, le=10**9)
     batch: int = option(8, "samples written at once (openai: requests in flight)", ge=1, le=4096)
     model: str = option("Qwen/Qwen2.5-7B-Instruct-1M", "instruct model: a folder, or a name on the Hub", metavar="NAME")
-    engine: str = option("transformers", "what runs the model: this machine, or a server", choices=ENGINES)
+    engine: str = option("transformers", "on this machine, or a server", choices=("transformers", "openai"))
     base_url: str | None = option(None, "openai: address of the server, such as http://localhost:8000/v1")
     temperature: float = option(0.9, "0: always the likeliest token", ge=0.0, le=2.0)
-    top_p: float = option(0.95, "draw from the likeliest tokens that sum to X only", gt=0.0, le=1.0)
+    top_p: float = option(0.95, "sample from the likeliest tokens that sum to X only", gt=0.0, le=1.0)
     max_new_tokens: int = option(800, "longest sample, in tokens", ge=1)
-    seed: int = option(1337, "seed of the prompts and of the writing", ge=0, le=2**63 - 1)
+    seed: int = option(1337, "seed of the prompts and of the sampling", ge=0, le=2**63 - 1)
     language: str = option("fr", "language to write in, by its two letters")
-    recipe: Path | None = option(None, "kinds and slots to draw prompts from, instead of the package's", metavar="FILE")
+    recipe: Path | None = option(None, "kinds and slots to make prompts from, instead of the package's", metavar="FILE")
     filters: str = option("all", "all, none, or a list such as language,verse (see docs/synthesis.md)")
     avoid: tuple[Path, ...] = ()
     encoding: str = option("utf-8", "encoding of the files of --avoid")
-    retries: int = option(3, "times that a dropped sample is asked again, unless --temperature is 0", ge=0, le=100)
+    retries: int = option(3, "times that a rejected sample is asked again, unless --temperature is 0", ge=0, le=100)
     shard: str = option("1/1", "part of the work for this machine, such as 2/4", metavar="I/N")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     gpu: str | None = option(None, "id of the GPU to use", metavar="ID")
@@ -62,40 +62,30 @@ class SynthesisConfig:
 
 def check(config: SynthesisConfig) -> None:
     """All checks that need no file, no device and no package. Raises `UserError`."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.metadata and value is not None:
-            check_limits(f.name, value, f.metadata)
+    check_fields(config)
     if config.out.suffix not in ("", ".txt"):  # p.1 and p.2 would share p.jsonl
-        raise UserError(
-            f"--out: {config.out} would clash with the record beside it, or with that of another run; "
-            "take a name that ends in .txt"
-        )
+        raise UserError(f"--out: {config.out} would clash with the record beside it; take a name that ends in .txt")
     shard = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", config.shard)
     if not shard or int(shard[1]) > int(shard[2]):
         raise UserError(f"--shard: {config.shard} is no part of a whole; expected I/N, such as 1/4 up to 4/4")
     if config.quota == 0:
         raise UserError(f"--shard: {config.shard} has nothing to do for {config.samples} samples")
     if config.gpu is not None and not config.gpu.isdigit():
-        raise UserError(
-            f"--gpu: {config.gpu}: expected one id, such as --gpu 0; several GPUs share the work by --shard"
-        )
-    if config.engine == "openai":
-        if config.base_url is None:
-            raise UserError("--base-url: missing; --engine openai needs the server's, such as http://localhost:8000/v1")
-        if not _is_address(config.base_url):
-            raise UserError("--base-url: no address of a server; expected one such as http://localhost:8000/v1")
-        for name in ("gpu", "quantize"):
-            if getattr(config, name) is not None:
-                raise UserError(f"{flag(name)}: belongs to --engine transformers; a server looks after its own devices")
-    elif config.base_url is not None:
-        raise UserError("--base-url: belongs to --engine openai")
+        raise UserError(f"--gpu: {config.gpu}: expected one id, such as 0; several GPUs share the work by --shard")
+    remote = config.engine == "openai"
+    for name in ("gpu", "quantize") if remote else ("base_url",):
+        if getattr(config, name) is not None:
+            raise UserError(f"{flag(name)}: belongs to --engine {'transformers' if remote else 'openai'}")
+    if remote and not _is_address(config.base_url or ""):
+        found = "no address of a server" if config.base_url else "missing"
+        raise UserError(f"--base-url: {found}; expected one such as http://localhost:8000/v1, no query")
 
 
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        plain = parts.scheme in ("http", "https") and not re.search(r"[?#\s]", url)
+        return plain and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port beyond 65535, a bracket that is not closed
         return False
 
@@ -108,6 +98,7 @@ def check_packages(*names: str) -> None:
 
 
 def settings(config: SynthesisConfig, digests: dict[str, str]) -> dict[str, Any]:
-    """Everything that the samples depend on, by flag; files by their digest."""
-    fields = (f for f in dataclasses.fields(config) if f.metadata and f.name not in FREE)
-    return {flag(f.name): getattr(config, f.name) for f in fields} | digests
+    """Everything that the samples depend on, by flag; files by their digest, a model's folder by its full path."""
+    fields = (f for f in dataclasses.fields(config) if f.metadata and f.name not in MAY_CHANGE)
+    model = os.path.abspath(config.model) if os.path.isdir(config.model) else config.model
+    return {flag(f.name): getattr(config, f.name) for f in fields} | {"--model": model} | digests
