@@ -169,7 +169,6 @@ def _make(folder: Path, corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokeniz
             "tokenizer": tokenizer.fingerprint,
             "documents": len(store.table),
             "tokens": int(store.table[:, 0].sum()),
-            "dtype": str(np.dtype(tokenizer.dtype)),
             "bytes": (part / TOKENS).stat().st_size,
             "table": hashlib.sha256(table).hexdigest(),
             "files": files,

@@ -39,7 +39,7 @@ def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
         check_packages("datasketch")
     unique = FilterPipeline(choose(common["--filters"]), "", ()).deduplicate
     merged: dict[tuple[int, int], Record] = {}
-    done: set[int] = ()
+    done: set[int] = set()
     # Parts may overlap: of the same attempt the first counts, and what was kept before what was rejected.
     for record in sorted(records, key=lambda r: (r["number"], r["attempt"], r["rejected"] is not None)):
         number, attempt = record["number"], record["attempt"]

@@ -199,7 +199,7 @@ def test_it_is_found_again_and_a_changed_source_is_noticed(tmp_path: Path, capsy
         ("tokens/*/manifest.json", lambda content: b"{"),
         ("tokens/*/manifest.json", lambda content: b"{}"),
         ("tokens/*/manifest.json", lambda content: b"[]"),
-        ("tokens/*/manifest.json", lambda content: content.replace(b"uint16", b"uint99")),
+        ("tokens/*/manifest.json", lambda content: content.replace(b'"format": ', b'"format": 1')),
         ("tokens/*/documents.bin", lambda content: content + bytes(8)),
         ("surveys/*.json", lambda content: b"[1]"),
         ("surveys/*.json", lambda content: b'{"documents": "x"}'),
@@ -326,5 +326,5 @@ def test_two_phases_restart_without_tokenizing(tmp_path: Path, call: Call) -> No
     assert titles[0].startswith("fables.txt\t")
     assert titles[0].split("\t")[1].isupper()
     manifest = json.loads(next((tmp_path / "cache" / "tokens").glob("*/manifest.json")).read_text())
-    assert manifest["dtype"] == "uint16"
-    assert manifest["tokens"] == sum(np.fromfile(next((tmp_path / "cache").rglob("documents.bin")), np.int64)[::4])
+    assert manifest["bytes"] == 2 * manifest["tokens"]
+    assert manifest["tokens"] == sum(np.fromfile(next((tmp_path / "cache").rglob("documents.bin")), np.int64)[::5])
