@@ -7,7 +7,9 @@ TEXT is a plain text of some tens of megabytes. Measured are medians (and the ra
 
 import argparse
 import contextlib
+import csv
 import io
+import json
 import os
 import shutil
 import statistics
@@ -15,18 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from mini_transformer.data.batches import Prefetched, TrainingStream
-from mini_transformer.data.shards import make_shards, read_shards
-from mini_transformer.data.stored import Sources
 from tokenizers import models, trainers
 
-from mini_transformer.data.cache import Cache
-from mini_transformer.data.reading import read_text
-from mini_transformer.data.sources import Reading, stream_source
+from mini_transformer.data.cache import DataCache
+from mini_transformer.data.corpus import Corpus
+from mini_transformer.data.reading import ReaderConfig, read_text
+from mini_transformer.data.sources import Sources
+from mini_transformer.data.stream import TrainingStream
+from mini_transformer.data.tokenized import TokenizedCorpus, tokenize
 from mini_transformer.text.documents import split_documents
 from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, Tokenizer, byte_level
 
@@ -52,12 +55,35 @@ def row(name: str, value: str, wanted: str) -> None:
     print(f"| {name} | {value} | {wanted} |", flush=True)
 
 
-def sharded(path: Path, tokenizer: Tokenizer, folder: Path) -> None:
-    """Tokenise a text into a new cache."""
+def stream(path: Path) -> Iterator[str]:
+    """The texts of a source, piece by piece."""
+    return (piece.text for piece in Sources([path], ReaderConfig()).stream())
+
+
+def tokenized(path: Path, tokenizer: Tokenizer, folder: Path) -> TokenizedCorpus:
+    """Read a text twice, and tokenize it into a new cache."""
     shutil.rmtree(folder, ignore_errors=True)
-    sources = Sources([path], Reading(), Cache(folder))
+    corpus = Corpus(Sources([path], ReaderConfig()), "none", DataCache(folder), 0)
+    deque(corpus.read(), maxlen=0)
     with contextlib.redirect_stdout(io.StringIO()):
-        make_shards("bench", sources, sources.stream(), tokenizer, {})
+        return tokenize(corpus, corpus.read(), tokenizer)
+
+
+def records(documents: list[str], repeats: int, work: Path) -> None:
+    """Reading files of records: verses of the text, one record each."""
+    from pyarrow import parquet, table
+
+    verses = [line for document in documents for line in document.split("\n") if line.strip()][:200_000]
+    with open(work / "a.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(
+            json.dumps({"n": n, "text": verse}, ensure_ascii=False) + "\n" for n, verse in enumerate(verses)
+        )
+    with open(work / "a.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("n", "text"), *enumerate(verses)])
+    parquet.write_table(table({"n": range(len(verses)), "text": verses}), work / "a.parquet")
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        rates = [len(verses) / timed(lambda name=name: deque(stream(work / name), maxlen=0))[0] for _ in range(repeats)]
+        row(f"records: {name[2:]}, records/s", figure(rates), "41,000" if name == "a.jsonl" else "")
 
 
 def characters(documents: list[str], megabytes: float, repeats: int) -> None:
@@ -87,7 +113,7 @@ def bpe(path: Path, documents: list[str], repeats: int, work: Path) -> None:
         byte_level(models.BPE()).train_from_iterator(documents, trainer)
 
     def own() -> None:
-        Tokenizer.train_bpe((piece.text for piece in stream_source(path, Reading())), VOCABULARY)
+        Tokenizer.train_bpe(stream(path), VOCABULARY)
 
     pairs = [(timed(own)[0], timed(library)[0]) for _ in range(repeats)]
     row(f"bpe: training {VOCABULARY}, s", figure([one for one, _ in pairs]), "")
@@ -102,23 +128,25 @@ def bpe(path: Path, documents: list[str], repeats: int, work: Path) -> None:
 
     rates = []
     for _ in range(repeats):
-        seconds = timed(lambda: sharded(path, tokenizer, work / "bpe"))[0], timed(batch)[0]
+        seconds = timed(lambda: tokenized(path, tokenizer, work / "bpe"))[0], timed(batch)[0]
         rates.append((megabytes / seconds[0], megabytes / seconds[1]))
-    row("bpe: text file to shards, MB/s on all cores", figure([one for one, _ in rates]), "")
+    row("bpe: text file to cached tokens, MB/s on all cores", figure([one for one, _ in rates]), "")
     row("bpe: the library's encode_batch, MB/s on all cores", figure([other for _, other in rates]), "")
-    row("bpe: shards, times the library's rate", f"{statistics.median(a / b for a, b in rates):.2f}", "0.9 or more")
+    row(
+        "bpe: cached tokens, times the library's rate",
+        f"{statistics.median(a / b for a, b in rates):.2f}",
+        "0.9 or more",
+    )
 
 
-def feeding(work: Path, tokens: int, repeats: int) -> None:
-    """Batches from shards."""
-    shards = read_shards(work / "shards" / "bench")
-    assert shards is not None
-    feed = Prefetched(TrainingStream(shards.part.tokens, 0, 1))
+def feeding(corpus: TokenizedCorpus, tokens: int, repeats: int) -> None:
+    """Batches from the cache."""
+    source = TrainingStream(corpus.train.tokens, 0, 1)
     count = tokens // (32 * 512)
 
     def feed_all() -> None:
         for number in range(count):
-            feed.batch(number, 32, 512)
+            source.batch(number, 32, 512)
 
     rates = [count * 32 * 512 / timed(feed_all)[0] / 1e6 for _ in range(repeats)]
     row("feeding: million tokens/s, batch 32, block 512", figure(rates), "5")
@@ -193,8 +221,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         characters(documents, megabytes, given.repeats)
-        sharded(given.text, Tokenizer.from_characters(documents), work)
-        feeding(work, 50_000_000, given.repeats)
+        feeding(tokenized(given.text, Tokenizer.from_characters(documents), work / "char"), 50_000_000, given.repeats)
+        records(documents, given.repeats, work)
         Tokenizer.train_bpe(documents[:50], VOCABULARY).save(work / "tokenizer")
         bpe(given.text, documents, given.repeats, work)
         memory(given.text, given.times, work)

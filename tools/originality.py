@@ -1,4 +1,4 @@
-"""Show that no run of eight words of the embedded fables stands in other texts.
+"""Show that no run of eight words of the embedded fables is in other texts.
 
     python tools/originality.py FOLDER_OR_FILE...
 
@@ -8,10 +8,9 @@ Words are runs of French letters in lower case, so that « l'un » is two. Exit 
 import sys
 from pathlib import Path
 
-from mini_transformer.data.overlap import runs
+from mini_transformer.data.ngrams import RUN, word_runs
 from mini_transformer.data.reading import read_text
 from mini_transformer.data.sources import text_files
-from mini_transformer.data.words import RUN
 from mini_transformer.text.fables import load_fables
 
 
@@ -20,15 +19,15 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    ours = {run: fable.title for fable in load_fables() for run in runs(fable.text)}
+    ours = {run: fable.title for fable in load_fables() for run in word_runs(fable.text)}
     print(f"{len(ours):,} runs of {RUN} words in the fables")
     shared = 0
     for path in (file for argument in arguments for file in text_files(Path(argument))):
-        found = {run for run in runs(read_text(path)) if run in ours}
+        found = {run for run in word_runs(read_text(path)) if run in ours}
         shared += len(found)
         print(f"{path.name}: {len(found)} shared")
         for run in sorted(found):
-            print(f"  {ours[run]}: {' '.join(run)}")
+            print(f"  {ours[run]}: {run}")
     return 1 if shared else 0
 
 
