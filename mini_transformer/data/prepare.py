@@ -22,9 +22,8 @@ from mini_transformer.data.corpus import Corpus, SplitMode
 from mini_transformer.data.ngrams import MAX_RUNS, RUN, Contamination, ContaminationCheck
 from mini_transformer.data.reading import ReaderConfig
 from mini_transformer.data.sources import Sources
-from mini_transformer.data.stream import BatchSource, Mixture, TrainingStream
+from mini_transformer.data.stream import BatchSource, Integers, Mixture, TokenDocuments, TokenStream, TrainingStream
 from mini_transformer.data.tokenized import Title, TokenizedCorpus, tokenize
-from mini_transformer.data.tokens import Integers, TokenDocuments, TokenStream
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import log
 from mini_transformer.text.documents import Piece

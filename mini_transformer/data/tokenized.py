@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mini_transformer.data.cache import digest
 from mini_transformer.data.corpus import Corpus
 from mini_transformer.data.sources import nothing_to_learn
-from mini_transformer.data.tokens import Integers, TokenDocuments
+from mini_transformer.data.stream import Integers, TokenDocuments
 from mini_transformer.errors import UserError
 from mini_transformer.files import write_json
 from mini_transformer.runtime import log

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from mini_transformer.data.stream import validation_batches
-from mini_transformer.data.tokens import TokenStream
+from mini_transformer.data.stream import TokenStream, validation_batches
 from mini_transformer.training.distributed import sum_over_ranks
 
 LossSum = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]  # of inputs and targets (B, T)

@@ -3,8 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mini_transformer.data.stream import BatchSource, Mixture, TrainingStream, rows_of, validation_batches
-from mini_transformer.data.tokens import TokenDocuments, TokenStream
+from mini_transformer.data.stream import (
+    BatchSource,
+    Mixture,
+    TokenDocuments,
+    TokenStream,
+    TrainingStream,
+    rows_of,
+    validation_batches,
+)
 
 EOT = 0
 
