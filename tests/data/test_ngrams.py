@@ -45,7 +45,7 @@ def test_a_quotation_is_found_whatever_its_layout() -> None:
 
     assert shared("Il dit : « Maître corbeau sur un arbre\nperché tenait en main » et se tut") == 1
     assert shared("maître corbeau sur un arbre perché tenait bon") == 0  # seven words
-    assert shared("Maître… corbeau ! Sur un arbre perché tenait en son bec, un jour") == 3
+    assert shared("Maître… corbeau ! Sur un arbre perché tenait en son bec, un jour") == 4
 
 
 def test_no_run_reaches_into_the_next_text() -> None:
