@@ -141,7 +141,7 @@ def bpe(path: Path, documents: list[str], repeats: int, work: Path) -> None:
 
 def feeding(corpus: TokenizedCorpus, tokens: int, repeats: int) -> None:
     """Batches from the cache."""
-    source = TrainingStream(corpus.train.tokens, 0, 1)
+    source = TrainingStream(corpus.train, 0, 1)
     count = tokens // (32 * 512)
 
     def feed_all() -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from mini_transformer.errors import UserError
 from mini_transformer.files import write_json
 
@@ -64,16 +66,14 @@ class DataCache:
     @contextmanager
     def locked(self, kind: str, key: str, work: str = "") -> Iterator[Path]:
         """Let one process at a time work on a key; the others wait, and say so if `work` says on what."""
-        with self.writing(kind) as folder, open(folder / f"{key}.lock", "wb") as file:
+        with self.writing(kind) as folder:
+            lock = FileLock(folder / f"{key}.lock")
             try:
-                import fcntl
-
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    if work:
-                        print(f"Waiting for another process that {work}", file=sys.stderr, flush=True)
-                    fcntl.flock(file, fcntl.LOCK_EX)
-            except ImportError:  # Windows: two processes that make the same thing both make it
-                pass
-            yield folder
+                lock.acquire(timeout=0)
+            except Timeout:
+                if work:
+                    print(f"Waiting for another process that {work}", file=sys.stderr, flush=True)
+                lock.acquire()
+            with lock:
+                lock.release()  # one of the two acquisitions
+                yield folder

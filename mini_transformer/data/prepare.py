@@ -85,7 +85,7 @@ def prepare_data(config: TrainConfig) -> TrainingData:
         replayed = groups[i - 1] if i and config.text.replay else []
         phases.append(_phase_data(phase, groups[i], replayed, found, tokenizer.eot_id, config))
     splits = [found[corpus].validation for corpus in validation]
-    documents = TokenDocuments.joined([split.tokens for split in splits])
+    documents = TokenDocuments.joined(splits)
     shortest = min(phases, key=lambda p: p.batches.epoch_tokens)
     if shortest.batches.epoch_tokens <= MIN_BLOCK or not len(documents):
         raise UserError(
@@ -97,7 +97,7 @@ def prepare_data(config: TrainConfig) -> TrainingData:
         tokenizer=tokenizer,
         phases=phases,
         validation=TokenStream(documents, tokenizer.eot_id),
-        validation_characters=sum(split.characters for split in splits),
+        validation_characters=documents.characters,
         validation_fingerprint=digest([corpus.fingerprint(validation=True) for corpus in validation]),
         validation_titles=[title for corpus in validation for title in found[corpus].titles],
         suppress_tokens=[i for i in range(tokenizer.vocab_size) if i not in seen],
@@ -212,13 +212,13 @@ def _phase_data(
     # replayed text comes in another order than the one in which the phase before it saw it
     for corpora, share, more_seeds in ((group, 1 - replay, ()), (replayed, replay, (1,))):
         for weight, corpus in corpora:
-            streams.append(TrainingStream(found[corpus].train.tokens, eot_id, config.run.seed, *more_seeds))
+            streams.append(TrainingStream(found[corpus].train, eot_id, config.run.seed, *more_seeds))
             weights.append(weight / sum(other for other, _ in corpora) * share)
     splits = [found[corpus].train for _, corpus in group]
     return PhaseData(
         phase=phase,
         batches=streams[0] if len(streams) == 1 else Mixture(streams, weights),
-        documents=sum(len(split.tokens) for split in splits),
+        documents=sum(map(len, splits)),
         characters=sum(split.characters for split in splits),
         fingerprint=digest([corpus.fingerprint() for _, corpus in group], phase.weights),
     )

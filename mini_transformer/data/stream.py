@@ -23,41 +23,39 @@ CYCLE = 1000  # rows in which the shares of a mixture come out exactly
 
 
 class TokenDocuments(Sequence[Tokens]):
-    """Documents that are parts of long arrays of tokens."""
+    """Documents that are parts of long arrays of tokens, in memory or in mapped files.
 
-    def __init__(
-        self,
-        buffers: Sequence[Tokens],
-        which: Integers,
-        starts: Integers,
-        lengths: Integers,
-        maps: Sequence[mmap.mmap] = (),
-    ) -> None:
-        """Document i is `lengths[i]` tokens of buffer `which[i]`, from `starts[i]` on. `maps`: the buffers' files."""
-        self.buffers, self.which, self.starts, self.lengths, self.maps = buffers, which, starts, lengths, maps
+    `table` has a row for each: number of its array, first token, tokens, and of its text characters and hash.
+    """
+
+    def __init__(self, arrays: Sequence[Tokens], table: Integers, maps: Sequence[mmap.mmap] = ()) -> None:
+        self.arrays, self.table, self.maps = arrays, table, maps
+        self.lengths, self.hashes = table[:, 2], table[:, 4]
         self._read = 0
 
     @classmethod
-    def of(cls, buffer: Tokens, lengths: Integers, maps: Sequence[mmap.mmap] = ()) -> "TokenDocuments":
-        """Documents that fill an array, one after the other."""
-        return cls([buffer], np.zeros_like(lengths), np.cumsum(lengths) - lengths, lengths, maps)
+    def of(cls, array: Tokens, rows: Integers, maps: Sequence[mmap.mmap] = ()) -> "TokenDocuments":
+        """Documents that fill an array, one after the other; `rows`: tokens, characters, hash."""
+        starts = np.cumsum(rows[:, 0]) - rows[:, 0]
+        return cls([array], np.column_stack([np.zeros_like(starts), starts, rows[:, :3]]), maps)
 
     @classmethod
     def joined(cls, parts: Sequence["TokenDocuments"]) -> "TokenDocuments":
         """All documents of several."""
-        before = np.cumsum([0, *(len(part.buffers) for part in parts)])
-        return cls(
-            [buffer for part in parts for buffer in part.buffers],
-            np.concatenate([part.which + first for part, first in zip(parts, before[:-1], strict=True)]),
-            np.concatenate([part.starts for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-            [mapped for part in parts for mapped in part.maps],
-        )
+        arrays, tables = list[Tokens](), []
+        for part in parts:
+            tables.append(part.table + np.array([len(arrays), 0, 0, 0, 0]))
+            arrays += part.arrays
+        return cls(arrays, np.concatenate(tables), [mapped for part in parts for mapped in part.maps])
 
     def take(self, chosen: NDArray[np.bool]) -> "TokenDocuments":
         """The documents that are marked."""
-        columns = (self.which[chosen], self.starts[chosen], self.lengths[chosen])
-        return TokenDocuments(self.buffers, *columns, self.maps)
+        return TokenDocuments(self.arrays, self.table[chosen], self.maps)
+
+    @property
+    def characters(self) -> int:
+        """Of all documents and the separators between them."""
+        return int(self.table[:, 3].sum()) + 3 * len(self)
 
     def ids(self, vocab_size: int) -> list[int]:
         """The token ids that occur in the documents."""
@@ -68,11 +66,11 @@ class TokenDocuments(Sequence[Tokens]):
         return np.flatnonzero(seen).tolist()
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.table)
 
     def __getitem__(self, i: int) -> Tokens:  # type: ignore[override]  # slices are `take`'s
-        start, length = int(self.starts[i]), int(self.lengths[i])
-        return self.buffers[int(self.which[i])][start : start + length]
+        number, start, length = self.table[i, :3].tolist()
+        return self.arrays[number][start : start + length]
 
     def release(self, tokens: int) -> None:
         """Note that so many tokens were read: now and then the pages are released, which stay in the system's cache."""
@@ -91,7 +89,7 @@ class TokenStream:
         self.documents, self.eot_id = documents, eot_id
         self.order = np.arange(len(documents)) if order is None else order
         self._ends = np.cumsum(documents.lengths[self.order] + 1)  # after each document
-        self.dtype = np.result_type(*(buffer.dtype for buffer in documents.buffers))
+        self.dtype = np.result_type(*(array.dtype for array in documents.arrays))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) + 1 if len(self._ends) else 1

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mini_transformer.data.cache import digest
@@ -49,29 +48,11 @@ class Title(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TokenizedSplit:
-    """Documents as tokens, and of the text of each its length in characters and its hash."""
-
-    tokens: TokenDocuments
-    lengths: Integers
-    hashes: Integers
-
-    @property
-    def characters(self) -> int:
-        """Of all documents and the separators between them."""
-        return int(self.lengths.sum()) + 3 * len(self.lengths)
-
-    def take(self, chosen: NDArray[np.bool]) -> "TokenizedSplit":
-        """The documents that are marked."""
-        return TokenizedSplit(self.tokens.take(chosen), self.lengths[chosen], self.hashes[chosen])
-
-
-@dataclass(frozen=True)
 class TokenizedCorpus:
     """The tokens of a corpus."""
 
-    train: TokenizedSplit
-    validation: TokenizedSplit
+    train: TokenDocuments
+    validation: TokenDocuments
     seen: set[int]  # ids that occur in the training text
     titles: list[Title]  # of the validation documents
 
@@ -110,7 +91,7 @@ def tokenize(corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokenizer) -> Toke
 def _store(tokens: Any, table: Any, tokenizer: Tokenizer, files: list[str], seen: Any = None) -> _Store:
     rows = np.frombuffer(table, np.int64).reshape(-1, COLUMNS)
     maps = [tokens] if isinstance(tokens, mmap.mmap) else []
-    documents = TokenDocuments.of(np.frombuffer(tokens, tokenizer.dtype), rows[:, 0], maps)
+    documents = TokenDocuments.of(np.frombuffer(tokens, tokenizer.dtype), rows, maps)
     if seen is None:
         seen = [documents.take(rows[:, 3] == mark).ids(tokenizer.vocab_size) for mark in (0, 1)]
     return _Store(documents, rows, files, seen)
@@ -119,17 +100,15 @@ def _store(tokens: Any, table: Any, tokenizer: Tokenizer, files: list[str], seen
 def _split(corpus: Corpus, store: _Store, tokenizer: Tokenizer) -> TokenizedCorpus:
     if not len(store.table):
         raise nothing_to_learn(corpus.sources.paths)
-    _, lengths, hashes, marked, file = store.table.T
-    everything = TokenizedSplit(store.documents, lengths, hashes)
     held_out = np.array([corpus.is_validation(bool(mark)) for mark in (0, 1)])
-    chosen = held_out[marked]
-    validation = everything.take(chosen)
+    chosen = held_out[store.table[:, 3]]
+    validation = store.documents.take(chosen)
     titles = []
-    for number, ids in zip(file[chosen].tolist(), validation.tokens, strict=True):
+    for number, ids in zip(store.table[chosen, 4].tolist(), validation, strict=True):
         lines = map(str.strip, tokenizer.decode(ids[:TITLE].tolist()).splitlines())
         titles.append(Title(next(filter(None, lines), "")[:80], store.files[number]))
     seen = {i for mark in (0, 1) if not held_out[mark] for i in store.seen[mark]}
-    return TokenizedCorpus(everything.take(~chosen), validation, seen, titles)
+    return TokenizedCorpus(store.documents.take(~chosen), validation, seen, titles)
 
 
 def _read(folder: Path, tokenizer: Tokenizer) -> _Store | None:

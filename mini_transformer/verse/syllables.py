@@ -7,51 +7,22 @@ The rules are those of every manual of versification. The mute e counts before a
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from mini_transformer.verse import lexicon
+from mini_transformer.verse.lexicon import family, rewrite, words
 
 VOWELS = "aàâäeéèêëiîïoôöuùûüyœæ"
 _WORD = re.compile(r"([a-zà-öø-ÿœæ]+)(?:(['-])(?=[a-zà-öø-ÿœæ])|(\s*[^\w\s'-]|\s*--))?")
-_ZERO = frozenset({0})
-_ZERO_OR_ONE = frozenset({0, 1})
-_ONE = frozenset({1})
-_ONE_OR_TWO = frozenset({1, 2})
-_TWO = frozenset({2})
-
 _NUCLEUS = re.compile(
     r"eau|œu|œi(?=l)|aoû|aou(?=[tl])|(?<=[fptl])ao(?=n)|eoi|[eœ]ui(?=ll|ls?$)|oui(?=ll|ls?$)|uei(?=l)"
     r"|[aâ][iîyu]|e[iîyuû]|o[iîyuùû]|uy|[" + VOWELS + "]"
 )
-# Silent vowels are removed; ay stands for two vowels in pays and abbaye.
-_RESPELLINGS = [
-    (re.compile(r"qu"), "q"),
-    (re.compile(r"(?<=[gj])e(?=[aàâoôö])"), ""),
-    (re.compile(r"gu(?=[aàâeéèêiîoôy])"), "g"),
-    (re.compile(r"pays"), "païs"),
-    (re.compile(r"abbay"), "abbaï"),
-]
 # The mute e of oublierai, dévouement, gaieté.
 _MUTE_E_INSIDE = re.compile(r"e[rmt][aeéioèu]")
 # The open e after the i of fierté, siecle, assiette.
 _OPEN_E = re.compile(r"e(?:r[bcdfglmnprstv]|[bcdfgptv][lr]|ll|tt)")
 _CONSONANT_WITH_L_OR_R = re.compile(r"[bcdfgptv]h?[lr]$")
-
-
-@dataclass(frozen=True, slots=True)
-class WordReading:
-    """One way of reading a word.
-
-    `counts` are the possible syllable counts, without the mute ending; `ending` is that ending: "" (none), "e",
-    "es" or "ent"; `after_vowel` says that it follows a vowel (vie, années, avaient).
-    """
-
-    text: str
-    counts: frozenset[int]
-    ending: str
-    after_vowel: bool
 
 
 def normalise(line: str) -> str:
@@ -74,103 +45,89 @@ def split_ending(word: str) -> tuple[str, str]:
             if ending != "ent" or not _is_ent_sounded(word):
                 return stem, ending
             break
-    if word.endswith(("guë", "guës")):
-        return word[: word.index("guë") + 2], "e" if word.endswith("ë") else "es"
+    # aiguë: the u is sounded, the e is mute.
+    if guë := re.fullmatch(r"(.*g)uë(s?)", word):
+        return guë[1] + "ü", "e" + guë[2]
     return word, ""
 
 
 def _is_ent_sounded(word: str) -> bool:
     if word.endswith("ment"):
-        return word[:-3] not in lexicon.VERBS_IN_MER
-    if word.endswith(("vient", "tient")):
-        return bool(lexicon.SYNAERESIS_I.search(word[:-4] + "/" + word[-4:])) or word in lexicon.SOUNDED_ENT
+        return word[:-3] not in words("verbs_in_mer")
+    if word.endswith(("vient", "tient")) and family("synaeresis_i").search(f"{word[:-4]}/ient"):
+        return True
+    if word in words("sounded_ent"):
+        return True
     # é before -ent rules out a verb, which would have è (ils cèdent).
-    return word in lexicon.SOUNDED_ENT or bool(re.search(r"(?:é[bcdlnprstv]|esc)ent$", word))
+    return bool(re.search(r"(?:é[bcdlnprstv]|esc)ent$", word))
 
 
 @lru_cache(maxsize=200_000)
-def word_readings(word: str, after_nous: bool = False) -> tuple[WordReading, ...]:
+def word_readings(word: str, after_nous: bool = False) -> tuple[tuple[frozenset[int], str], ...]:
     """The ways of reading a word: two for *couvent* and the like, one for all others.
 
+    Each is the possible syllable counts without the mute ending, and that ending: "" (none), "e", "es" or "ent".
     `after_nous` says that the verse has the pronoun *nous*, so that -ions may be the ending of a verb.
     """
-    splits = [split_ending(word)]
-    if word in lexicon.EITHER_ENT:
-        splits = [(word, ""), (word[:-3], "ent")]
-    return tuple(_read_word(word, stem, ending, after_nous) for stem, ending in splits)
-
-
-def _read_word(word: str, stem: str, ending: str, after_nous: bool) -> WordReading:
-    for pattern, respelling in _RESPELLINGS:
-        stem = pattern.sub(respelling, stem)
-    if ending and stem.endswith("gu") and not word.endswith(("ë", "ës")):
-        stem = stem.removesuffix("u")
-    return WordReading(word, _count(stem, ending, after_nous), ending, bool(ending) and stem[-1:] in VOWELS)
+    splits = [(word, ""), (word[:-3], "ent")] if word in words("either_ent") else [split_ending(word)]
+    return tuple((_count(rewrite("respellings", stem), ending, after_nous), ending) for stem, ending in splits)
 
 
 def _count(stem: str, ending: str, after_nous: bool) -> frozenset[int]:
+    """The possible syllable counts of a stem."""
+    if ending and stem.endswith("gu"):  # langue: the u is silent
+        stem = stem.removesuffix("u")
     nuclei = [match.span() for match in _NUCLEUS.finditer(stem)]
     totals = {0}
     index = 0
     while index < len(nuclei):
         start, end = nuclei[index]
-        counts: frozenset[int] | None = None
+        counts: set[int] | None = None
         touches_next = index + 1 < len(nuclei) and nuclei[index + 1][0] == end
         if index and nuclei[index - 1][1] == start and _MUTE_E_INSIDE.match(stem, start):
             vowel = stem[nuclei[index - 1][0] : start]
-            counts = _ONE if vowel in ("a", "o") else _ZERO_OR_ONE if vowel[-1] == "y" else _ZERO
+            counts = {1} if vowel in ("a", "o") else {0, 1} if vowel[-1] == "y" else {0}
         elif touches_next and not _MUTE_E_INSIDE.match(stem, end):
             counts = _count_pair(stem[:start], stem[start:end], stem[end:], ending, after_nous)
             index += counts is not None
-        totals = {total + count for total in totals for count in counts or _ONE}
+        totals = {total + count for total in totals for count in counts or {1}}
         index += 1
     return frozenset(totals)
 
 
-def _count_pair(before: str, first: str, after: str, ending: str, after_nous: bool) -> frozenset[int] | None:
+def _count_pair(before: str, first: str, after: str, ending: str, after_nous: bool) -> set[int] | None:
     """The syllables of two vowels that meet, or None if the first cannot be a glide."""
-    marked = f"{before}/{first}{after}"
-    match first:
-        case "i" | "y" | "î":
-            return _count_i_pair(before, after, marked, ending, after_nous)
-        case "ï":
-            return _ONE if before[-1:] in ("a", "o") else _TWO
-        case "u" | "û":
-            if after[0] not in "iîy":
-                return _ONE_OR_TWO if lexicon.EITHER_U.search(marked) else _TWO
-            if lexicon.DIAERESIS_UI.search(marked):
-                return _TWO
-            return _ONE_OR_TWO if lexicon.EITHER_UI.search(marked) else _ONE
-        case "ou":
-            return _look_up(marked, lexicon.SYNAERESIS_OU, lexicon.EITHER_OU)
-        case "o":
-            return _look_up(marked, lexicon.SYNAERESIS_O, lexicon.EITHER_O)
-    return None
+    if first in ("i", "y", "î"):
+        return _count_i_pair(before, after, f"{before}/{first}{after}", ending, after_nous)
+    if first == "ï":
+        return {1} if before[-1:] in ("a", "o") else {2}
+    if first not in ("u", "û", "ou", "o"):
+        return None
+    for name, counts in (("synaeresis_u", {1}), ("diaeresis_u", {2}), ("either_u", {1, 2})):
+        if family(name).search(f"{before}/{first}{after}"):
+            return counts
+    return {1} if first in ("u", "û") and after[0] in "iîy" else {2}
 
 
-def _look_up(marked: str, synaeresis: re.Pattern[str], either: re.Pattern[str]) -> frozenset[int]:
-    return _ONE if synaeresis.search(marked) else _ONE_OR_TWO if either.search(marked) else _TWO
-
-
-def _count_i_pair(before: str, after: str, marked: str, ending: str, after_nous: bool) -> frozenset[int]:
+def _count_i_pair(before: str, after: str, marked: str, ending: str, after_nous: bool) -> set[int]:
     if before[-1:] == "y":
-        return _ONE
-    if lexicon.EITHER_I.search(marked):
-        return _ONE_OR_TWO
+        return {1}
+    if family("either_i").search(marked):
+        return {1, 2}
     if _CONSONANT_WITH_L_OR_R.search(before):
-        return _TWO
-    if lexicon.SYNAERESIS_I.search(marked):
-        return _ONE
-    verb_in_ier = bool(lexicon.VERBS_IN_IER.fullmatch(before))
+        return {2}
+    if family("synaeresis_i").search(marked):
+        return {1}
+    verb_in_ier = family("verbs_in_ier").search(before)
     if after in ("er", "ez", "ers") or (after == "èr" and ending == "ent"):
-        return _TWO if verb_in_ier and after != "ers" else _ONE
+        return {2} if verb_in_ier and after != "ers" else {1}
     if after[0] == "è" or _OPEN_E.match(after):
-        return _TWO if lexicon.DIAERESIS_IE.search(marked) else _ONE
+        return {2} if family("diaeresis_ie").search(marked) else {1}
     if after == "ons" and not verb_in_ier:
-        if lexicon.SYNAERESIS_IONS.search(before):
-            return _ONE
-        return _ONE_OR_TWO if after_nous and before[-1:] not in VOWELS else _TWO
-    return _TWO
+        if family("synaeresis_ions").search(before):
+            return {1}
+        return {1, 2} if after_nous and before[-1:] not in VOWELS else {2}
+    return {2}
 
 
 class Scansion(NamedTuple):
@@ -181,23 +138,15 @@ class Scansion(NamedTuple):
 
 
 _CAESURA_SYLLABLES = (4, 5, 6)
-# Proclitics lean on the next word: no caesura follows them, unless they come after their verb (dit-il).
-PROCLITICS = lexicon.word_list(
-    """le la les l un une des du au aux mon ton son ma ta sa mes tes ses nos vos leurs ce cet cette ces
-    et à de par sur dans en je il ils tu on me te se ne que"""
-)
 _IMPERFECT = re.compile(r"(?<!^v)(?<!^cr)(?<!rev)(?<!rév)[ao]ient$")
-_PRONOUNS_IN_MUTE_E = frozenset({"je", "ce"})
 
 
 @lru_cache(maxsize=100_000)
 def elides(word: str) -> frozenset[bool]:
     """Whether a mute e is elided before `word`; both answers where usage varies."""
-    if word in lexicon.EITHER_ELISION:
+    if word in words("either_elision"):
         return frozenset({True, False})
-    if word[0] == "h":
-        return frozenset({not lexicon.ASPIRATED_H.match(word)})
-    return frozenset({word[0] in VOWELS and not lexicon.NO_ELISION.match(word)})
+    return frozenset({word[0] in VOWELS + "h" and not family("no_elision").match(word)})
 
 
 @lru_cache(maxsize=4096)
@@ -205,12 +154,12 @@ def scan(line: str) -> frozenset[Scansion]:
     """Every scansion of `line` that the rules allow; none if it has digits."""
     if any(character.isdigit() for character in line):
         return frozenset()
-    words = split_words(line)
+    texts = split_words(line)
     scansions = {Scansion(0, frozenset())}
-    nous = any(text == "nous" for text, _ in words)
-    for index, (text, separator) in enumerate(words):
-        following = words[index + 1][0] if index + 1 < len(words) else None
-        before, separator_before = words[index - 1] if index else ("", "")
+    nous = any(text == "nous" for text, _ in texts)
+    for index, (text, separator) in enumerate(texts):
+        following = texts[index + 1][0] if index + 1 < len(texts) else None
+        before, separator_before = texts[index - 1] if index else ("", "")
         enclitic = separator_before == "-"
         # A pronoun after its verb and "un" in l'un, pas un are stressed.
         stressed = enclitic or (text == "un" and (separator_before == "'" or before in ("pas", "quelqu")))
@@ -230,30 +179,29 @@ def _additions(
     text: str, separator: str, following: str | None, enclitic: bool, stressed: bool, nous: bool
 ) -> frozenset[tuple[int, bool]]:
     """What a word adds to a verse: pairs of a syllable count and whether a caesura may follow."""
+    ends_stressed = separator == "," or (not separator and (stressed or text not in words("proclitics")))
     additions = set()
-    for word in word_readings(text, nous and text.endswith("ions")):
-        ending, counts = word.ending, word.counts
-        if enclitic and text in _PRONOUNS_IN_MUTE_E:
-            ending, counts = "e", _ZERO
-        for mute in _count_mute_ending(word, ending, following, enclitic):
-            ends_stressed = separator == "," or (not separator and (stressed or text not in PROCLITICS))
+    for counts, ending in word_readings(text, nous and text.endswith("ions")):
+        if enclitic and text in ("je", "ce"):
+            counts, ending = frozenset({0}), "e"
+        for mute in _count_mute_ending(text, ending, following, enclitic):
             additions |= {(count + mute, not mute and ends_stressed) for count in counts}
     return frozenset(additions)
 
 
-def _count_mute_ending(word: WordReading, ending: str, following: str | None, enclitic: bool) -> set[int]:
+def _count_mute_ending(word: str, ending: str, following: str | None, enclitic: bool) -> set[int]:
     """The syllables that the mute ending may add: 0, 1, or -1 for the e of an elided *le* (prends-le)."""
-    if enclitic and word.text == "le" and following is not None and True in elides(following):
+    if enclitic and word == "le" and following is not None and True in elides(following):
         return {0, -1}
     if not ending or following is None:
         return {0}
-    if word.text == "encore":
+    if word == "encore":
         # Editions in modern spelling print encore where the verse has encor.
         return {0} if elides(following) == {True} else {0, 1}
     if ending == "e":
         return {0 if elision else 1 for elision in elides(following)}
     # -aient, -oient never count; elsewhere -es and -ent count after a vowel, as in the oldest verse.
-    return {0} if word.after_vowel and _IMPERFECT.search(word.text) else {1}
+    return {0} if _IMPERFECT.search(word) else {1}
 
 
 def syllable_counts(line: str) -> frozenset[int]:

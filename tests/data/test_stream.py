@@ -18,7 +18,8 @@ EOT = 0
 
 def some_documents(lengths: list[int]) -> TokenDocuments:
     """Documents whose tokens are all different, and none of them EOT."""
-    return TokenDocuments.of(np.arange(1, sum(lengths) + 1, dtype=np.uint32), np.array(lengths))
+    rows = np.array(lengths)[:, None].repeat(3, axis=1)
+    return TokenDocuments.of(np.arange(1, sum(lengths) + 1, dtype=np.uint32), rows)
 
 
 @settings(deadline=None)
