@@ -13,8 +13,8 @@ import torch
 from mini_transformer.config import SamplingConfig
 from mini_transformer.errors import UserError
 from mini_transformer.generation.sampling import sample
+from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.kv_cache import KVCache
 from mini_transformer.model.pretrained import CONFIG, read_model, read_suppress_tokens
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 from mini_transformer.text.tokenizer import Tokenizer

@@ -13,20 +13,13 @@ CODE_POINTS = 0x110000
 CHUNK = 1 << 16  # characters that are looked up at once: what stays in a core's cache
 
 
-class Alphabet:
-    """The distinct characters of texts that come one by one."""
-
-    def __init__(self) -> None:
-        self._seen = np.zeros(CODE_POINTS, dtype=bool)
-
-    def add(self, text: str) -> None:
-        """Add the characters of a text, which must hold no lone surrogate."""
+def distinct_characters(texts: Iterable[str]) -> str:
+    """The distinct characters of some texts, sorted. The texts must hold no lone surrogate."""
+    seen = np.zeros(CODE_POINTS, dtype=bool)
+    for text in texts:
         for start in range(0, len(text), CHUNK):
-            self._seen[np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), dtype=np.uint32)] = True
-
-    def characters(self) -> str:
-        """All of them, sorted."""
-        return "".join(map(chr, np.flatnonzero(self._seen).tolist()))
+            seen[np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), dtype=np.uint32)] = True
+    return "".join(map(chr, np.flatnonzero(seen).tolist()))
 
 
 def character_vocabulary(
@@ -83,21 +76,13 @@ class CharacterTable:
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         """The token ids (T,) of a text. Raises `UnicodeEncodeError` for a lone surrogate."""
-        out = np.empty_like(self._table, shape=len(text))
-        incomplete = []  # starts of the chunks with unknown characters
+        parts = [self._table[:0]]
         for start in range(0, len(text), CHUNK):
-            points = np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), dtype=np.uint32)
-            chunk = out[start : start + CHUNK]
-            np.take(self._table, points, out=chunk, mode="clip")  # no code point is outside: clip is merely faster
-            if chunk.max() == self._unknown:
-                incomplete.append(start)
-        if not incomplete:
-            return out
-        parts, done = [], 0
-        for start in incomplete:
-            parts += [out[done:start], self._fill_in(text[start : start + CHUNK], out[start : start + CHUNK])]
-            done = start + CHUNK
-        return np.concatenate([*parts, out[done:]])
+            chunk = text[start : start + CHUNK]
+            points = np.frombuffer(chunk.encode("utf-32-le"), dtype=np.uint32)
+            ids = np.take(self._table, points, mode="clip")  # no code point is outside: clip is merely faster
+            parts.append(self._fill_in(chunk, ids) if ids.max() == self._unknown else ids)
+        return np.concatenate(parts)
 
     def _fill_in(self, text: str, ids: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """The token ids of a chunk, with those of the fallback in place of unknown characters."""

@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
-from mini_transformer.text.char import Alphabet, CharacterTable, character_vocabulary
+from mini_transformer.text.char import CharacterTable, character_vocabulary, distinct_characters
 
 Tokens = NDArray[np.unsignedinteger]  # uint16 if the vocabulary fits, else uint32
 
@@ -110,10 +110,8 @@ class Tokenizer:
     @classmethod
     def from_characters(cls, texts: Iterable[str]) -> "Tokenizer":
         """The character tokenizer of some texts. Token ids: `<|endoftext|>`, the 256 bytes, then the merges."""
-        alphabet = Alphabet()
-        for text in texts:
-            alphabet.add(check_unicode(text))
-        vocabulary, merges = character_vocabulary(alphabet.characters(), EOT_TOKEN, BYTE_SYMBOLS)
+        characters = distinct_characters(map(check_unicode, texts))
+        vocabulary, merges = character_vocabulary(characters, EOT_TOKEN, BYTE_SYMBOLS)
         return cls(byte_level(models.BPE(vocab=vocabulary, merges=merges)))
 
     @classmethod
