@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     words = ["--model-dir", str(run.out_dir), "--max-new-tokens", "700", "--temperature", "0.6"]
     if code := generate.main([*words, "--seed", "1", "--stop-at-end"]):
         return code
-    print(f"\nThe model lies in {run.out_dir}: look at loss_curve.png there. Let it write on:")
+    print(f"\nThe model and its loss_curve.png are in {run.out_dir}. To write more:")
     print(f'  mini-transformer generate --model-dir {run.out_dir} --prompt "LE RENARD"')
     return 0
 

@@ -19,8 +19,8 @@ TRAIN = (
 PREPARE = "Read and tokenize the texts of a run ahead of time. The flags are those of train."
 
 
-def train_parser(prog: str = "train") -> Parser:
-    """The flags of `train.py`, the most used first."""
+def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
+    """The settings that the flags of `train.py` mean. The flags most used come first."""
     usage = f"{prog} --data FILE [flags]\n       {prog} --pretrain-data FILE --finetune-data FILE [flags]"
     parser = Parser(prog=prog, usage=usage, description=PREPARE if prog == "prepare" else TRAIN)
     text = parser.add_argument_group("Text", "files, folders of .txt files, patterns; FILE:WEIGHT in a mixture")
@@ -39,12 +39,7 @@ def train_parser(prog: str = "train") -> Parser:
     run = parser.add_argument_group("Run")
     add_fields(run, RunConfig, ["out_dir", "overwrite", "device", "gpus", "precision", "micro_batch_size", "seed"])
     add_fields(run, RunConfig, ["eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"])
-    return parser
-
-
-def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
-    """The settings that the flags of `train.py` mean."""
-    given = vars(train_parser(prog).parse(argv))
+    given = vars(parser.parse(argv))
     recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
     if split_weight(str(given.get("val_data", "")))[1]:
         raise UserError(f"`val_data`: {given['val_data']}: takes no weight; name the file alone")
@@ -55,7 +50,7 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
 
 
 def split_weight(word: str) -> tuple[str, str]:
-    """The path, and the weight or what stands in its place, of `FILE:WEIGHT`; all of `FILE`, and no weight."""
+    """The path and the weight (or what is in its place) of `FILE:WEIGHT`; of `FILE`, all of it and no weight."""
     path, colon, weight = word.rpartition(":")
     meant = re.fullmatch(NUMBER, weight) or (weight and path and Path(path).exists())
     return (path, weight) if colon and meant and not Path(word).exists() else (word, "")

@@ -1,8 +1,4 @@
-"""The vocabulary of the character tokenizer, and its fast path.
-
-Its merges only build the characters of the training texts out of their UTF-8 bytes, so that a character is one token
-and encoding is a look-up in a table.
-"""
+"""The fast path of the character tokenizer: a character is one token, so that encoding is a look-up in a table."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,21 +18,22 @@ def distinct_characters(texts: Iterable[str]) -> str:
     return "".join(map(chr, np.flatnonzero(seen).tolist()))
 
 
-def character_vocabulary(
-    characters: Iterable[str], eot_token: str, byte_symbols: Sequence[str]
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges. Token ids: the EOT token, the 256 bytes, then the merges of the sorted characters."""
-    vocabulary = {eot_token: 0} | {symbol: byte + 1 for byte, symbol in enumerate(byte_symbols)}
-    merges: list[tuple[str, str]] = []
-    for character in sorted(characters):
-        symbols = [byte_symbols[byte] for byte in character.encode("utf-8")]
-        prefix = symbols[0]
-        for symbol in symbols[1:]:
-            if prefix + symbol not in vocabulary:
-                vocabulary[prefix + symbol] = len(vocabulary)
-                merges.append((prefix, symbol))
-            prefix += symbol
-    return vocabulary, merges
+def character_ids(tokens: Sequence[bytes]) -> dict[int, int] | None:
+    """The token id of each code point, given the bytes of each token; None if a token has more than one character."""
+    ids = {}
+    for i, token in enumerate(tokens):
+        try:
+            text = token.decode("utf-8")
+        except UnicodeDecodeError as error:
+            # a part of a character is fine: one byte, or the beginning of a longer sequence
+            if len(token) > 1 and not (error.start == 0 and "unexpected end" in error.reason):
+                return None
+            continue
+        if len(text) > 1:
+            return None
+        if text:
+            ids[ord(text)] = i
+    return ids
 
 
 class CharacterTable:
@@ -53,26 +50,6 @@ class CharacterTable:
         self._table = np.full(CODE_POINTS, self._unknown, dtype=dtype)
         self._table[list(ids)] = list(ids.values())
         self._fallback = fallback
-
-    @classmethod
-    def from_tokens(
-        cls, tokens: Sequence[bytes], dtype: type[np.unsignedinteger], fallback: Callable[[str], list[int]]
-    ) -> "CharacterTable | None":
-        """The table of a vocabulary, given the bytes of each token; None if a token has more than one character."""
-        ids = {}
-        for i, token in enumerate(tokens):
-            try:
-                text = token.decode("utf-8")
-            except UnicodeDecodeError as error:
-                # a part of a character is fine: one byte, or the beginning of a longer sequence
-                if len(token) > 1 and not (error.start == 0 and "unexpected end" in error.reason):
-                    return None
-                continue
-            if len(text) > 1:
-                return None
-            if text:
-                ids[ord(text)] = i
-        return cls(ids, dtype, fallback) if len(tokens) <= np.iinfo(dtype).max else None
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         """The token ids (T,) of a text. Raises `UnicodeEncodeError` for a lone surrogate."""

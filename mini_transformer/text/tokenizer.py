@@ -8,6 +8,7 @@ Being an ordinary byte-level BPE, it is read the same way by `transformers` and 
 import codecs
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
-from mini_transformer.text.char import CharacterTable, character_vocabulary, distinct_characters
+from mini_transformer.text.char import CharacterTable, character_ids, distinct_characters
 
 Tokens = NDArray[np.unsignedinteger]  # uint16 if the vocabulary fits, else uint32
 
@@ -83,12 +84,6 @@ def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
     )
 
 
-def join_documents(documents: Sequence[Tokens], eot_id: int) -> Tokens:
-    """The stream `<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of some documents."""
-    eot = np.array([eot_id], dtype=documents[0].dtype if documents else np.uint32)
-    return np.concatenate([eot] + [part for document in documents for part in (document, eot)])
-
-
 class Tokenizer:
     """Encodes and decodes with the tokenizer of one `tokenizer.json`."""
 
@@ -99,27 +94,31 @@ class Tokenizer:
             raise UserError(f"{TOKENIZER_FILE}: the tokenizer has no {EOT_TOKEN} token")
         self.eot_id: int = eot_id
         self.backend = backend
-        self.backend.encode_special_tokens = True  # a literal <|endoftext|> in a text is text
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        backend.encode_special_tokens = True  # a literal <|endoftext|> in a text is text
+        backend.no_truncation()
+        backend.no_padding()
         self.vocab_size: int = max(backend.get_vocab().values()) + 1
         self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         self._bytes = self._token_bytes()
-        self._characters = CharacterTable.from_tokens(self._bytes, self.dtype, self._encode_with_library)
+        codes = character_ids(self._bytes) if self.vocab_size <= np.iinfo(self.dtype).max else None
+        self._characters = CharacterTable(codes, self.dtype, self._encode_with_library) if codes else None
 
     @classmethod
     def from_characters(cls, texts: Iterable[str]) -> "Tokenizer":
         """The character tokenizer of some texts. Token ids: `<|endoftext|>`, the 256 bytes, then the merges."""
-        characters = distinct_characters(map(check_unicode, texts))
-        vocabulary, merges = character_vocabulary(characters, EOT_TOKEN, BYTE_SYMBOLS)
+        vocabulary = {EOT_TOKEN: 0} | {symbol: byte + 1 for symbol, byte in SYMBOL_BYTES.items()}
+        merges = []
+        for character in distinct_characters(map(check_unicode, texts)):
+            symbols = [BYTE_SYMBOLS[byte] for byte in character.encode("utf-8")]
+            for prefix, symbol in zip(accumulate(symbols), symbols[1:], strict=False):
+                if prefix + symbol not in vocabulary:
+                    vocabulary[prefix + symbol] = len(vocabulary)
+                    merges.append((prefix, symbol))
         return cls(byte_level(models.BPE(vocab=vocabulary, merges=merges)))
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> "Tokenizer":
-        """Byte-level BPE trained on some texts. Token ids: `<|endoftext|>`, the 256 bytes, then the merges.
-
-        The vocabulary is smaller than `vocab_size` if the texts have no more pairs to merge.
-        """
+        """Byte-level BPE trained on texts, of at most `vocab_size` tokens: `<|endoftext|>`, the 256 bytes, the merges."""
         backend = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
@@ -139,11 +138,10 @@ class Tokenizer:
     def from_json(cls, content: bytes, where: str) -> "Tokenizer":
         """From the content of a `tokenizer.json`. Raises `UserError`, which names `where`, if it is damaged."""
         try:
-            return cls(tokenizers.Tokenizer.from_buffer(content))
-        except UserError:
-            raise
+            backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more specific
             raise UserError(f"{where}: damaged or not a tokenizer ({error})") from None
+        return cls(backend)
 
     @property
     def fingerprint(self) -> str:
@@ -167,9 +165,7 @@ class Tokenizer:
             return
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": EOT_TOKEN,
-            "eos_token": EOT_TOKEN,
-            "pad_token": EOT_TOKEN,
+            **dict.fromkeys(("bos_token", "eos_token", "pad_token"), EOT_TOKEN),
             "model_max_length": block_size,
             "clean_up_tokenization_spaces": False,
         }
@@ -197,11 +193,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens; bytes that are not valid UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of token ids, without special tokens."""
-        return b"".join(self._bytes[i] for i in ids)
+        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int], separator: str) -> Iterator[str]:
         """The text of token ids as they come, in pieces of whole characters, with `separator` for `<|endoftext|>`."""
