@@ -52,10 +52,9 @@ def generate_tokens(
     generator: torch.Generator,
     suppress_tokens: list[int],
 ) -> Iterator[int]:
-    """Token ids that continue a prompt of one or more token ids, without end.
+    """Token ids that continue a prompt of one or more, without end; never those of `suppress_tokens`.
 
-    `suppress_tokens` are the ids that are never drawn. `generator` is on the CPU. Raises `UserError` if there is no
-    token to draw.
+    `generator` is on the CPU. Raises `UserError` if there is no token to draw.
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
     tokens, start = list(prompt), 0

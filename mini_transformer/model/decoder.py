@@ -86,8 +86,7 @@ class Decoder(nn.Module):
             x_btc = block(x_btc, rotary, cache)
         if cache is not None:
             cache.length = end
-        logits: Tensor = self.lm_head(self.norm(x_btc))
-        return logits
+        return self.lm_head(self.norm(x_btc))
 
     def parameter_counts(self) -> tuple[int, int]:
         """Total parameters, and those active for each token (the chosen experts only)."""

@@ -125,7 +125,7 @@ def _read(part: type, keys: dict[str, str], values: dict[str, Any], where: str) 
     for name, key in keys.items():
         if key not in values and key not in DEFAULTS:
             raise UserError(f"{where}: the key {key!r} is missing")
-        value = DEFAULTS.get(key) if values.get(key) is None else values[key]
+        value: Any = DEFAULTS.get(key) if values.get(key) is None else values[key]
         kind, (least, most) = type(getattr(part, name)), LIMITS.get(key, (1, MAX_INTEGER))
         accepted = (int, float) if kind is float else (kind,)  # by `type`: a bool is an int too
         if type(value) not in accepted or not (kind is bool or least <= value <= most):

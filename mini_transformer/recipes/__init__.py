@@ -30,7 +30,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_file: str | Path) -> Recipe:
-    """A recipe of the package, a .toml file or the `run.json` of a run. Raises `UserError` if there is none or it is wrong."""
+    """A recipe of the package, of a .toml file, or the `run.json` of a run. Raises `UserError` for any other."""
     name, names = str(name_or_file), recipe_names()
     if name not in names and not name.endswith((".toml", ".json")):
         hint = did_you_mean(name, names, f"; there are {', '.join(names)}, or name a .toml file or a run.json")
@@ -55,9 +55,9 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         raise UserError(f"{name}: fingerprints: expected a table of texts")
     try:
         for key, value in table["settings"].items():
-            settings[key] = to_type(find_setting(key), value)
             if find_setting(key).metadata.get("local"):
                 raise UserError(f"`{key}`: concerns one machine or one call: give it as a flag")
+            settings[key] = to_type(find_setting(key), value)
     except UserError as error:  # a setting in a file is no flag
         raise UserError(f"{name}: {str(error).replace('`', '')}") from None
     return Recipe(name, about, settings, fingerprints)

@@ -12,10 +12,7 @@ PROBE = "L'été — cœur e\u0301\u0301 ﬁ ½ Å\u212b 日本 🦊\n\n\n  deux
 
 
 def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], progress: bool = False) -> Tokenizer:
-    """Train a tokenizer on texts (`kind` is "char" or "bpe"), or load a ready-made one, for which no text is read.
-
-    `vocab_size` counts the tokens of "bpe" (0: the default). Raises `UserError` as `load_pretrained` does.
-    """
+    """Train a "char" or "bpe" tokenizer (of `vocab_size` tokens) on texts, or `load_pretrained` and read no text."""
     if kind == "char":
         return Tokenizer.from_characters(texts)
     if kind == "bpe":

@@ -7,7 +7,8 @@ Being an ordinary byte-level BPE, it is read the same way by `transformers` and 
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
-from mini_transformer.text.char import CharacterTable, character_ids, distinct_characters
 
 Tokens = NDArray[np.unsignedinteger]  # uint16 if the vocabulary fits, else uint32
 
+CODE_POINTS = 0x110000
+CHUNK = 1 << 16  # characters that are looked up at once: what stays in a core's cache
 EOT_TOKEN = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 # The pre-tokenizer of GPT-4o and GPT-OSS (o200k): how text is split before merging; llama.cpp knows it as "gpt-4o".
@@ -84,6 +86,65 @@ def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
     )
 
 
+def distinct_characters(texts: Iterable[str]) -> str:
+    """The distinct characters of some texts, sorted. The texts must hold no lone surrogate."""
+    seen = np.zeros(CODE_POINTS, dtype=bool)
+    for text in texts:
+        for start in range(0, len(text), CHUNK):
+            seen[np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), dtype=np.uint32)] = True
+    return "".join(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def character_ids(tokens: Sequence[bytes]) -> dict[int, int] | None:
+    """The token id of each code point, given the bytes of each token; None if a token has more than one character."""
+    ids = {}
+    for i, token in enumerate(tokens):
+        try:
+            text = token.decode("utf-8")
+        except UnicodeDecodeError as error:
+            # a part of a character is fine: one byte, or the beginning of a longer sequence
+            if len(token) > 1 and not (error.start == 0 and "unexpected end" in error.reason):
+                return None
+            continue
+        if len(text) > 1:
+            return None
+        if text:
+            ids[ord(text)] = i
+    return ids
+
+
+class CharacterTable:
+    """Encoding by table look-up: the merges of a character tokenizer never cross from one character to the next."""
+
+    def __init__(
+        self, ids: dict[int, int], dtype: type[np.unsignedinteger], fallback: Callable[[str], list[int]]
+    ) -> None:
+        """`ids`: of the known code points, below the largest of `dtype`. `fallback`: the ids of any other character."""
+        self._unknown, self._fallback = np.iinfo(dtype).max, cache(fallback)
+        self._table = np.full(CODE_POINTS, self._unknown, dtype=dtype)
+        self._table[list(ids)] = list(ids.values())
+
+    def encode(self, text: str) -> Tokens:
+        """The token ids (T,) of a text. Raises `UnicodeEncodeError` for a lone surrogate."""
+        parts = [self._table[:0]]
+        for start in range(0, len(text), CHUNK):
+            chunk = text[start : start + CHUNK]
+            points = np.frombuffer(chunk.encode("utf-32-le"), dtype=np.uint32)
+            ids = np.take(self._table, points, mode="clip")  # no code point is outside: clip is merely faster
+            parts.append(self._fill_in(chunk, ids) if ids.max() == self._unknown else ids)
+        return np.concatenate(parts)
+
+    def _fill_in(self, text: str, ids: Tokens) -> Tokens:
+        """The token ids of a chunk, with those of the fallback in place of unknown characters."""
+        unknown = ids == self._unknown
+        pieces = [self._fallback(text[i]) for i in np.flatnonzero(unknown)]
+        lengths = np.ones(len(ids), dtype=np.int64)
+        lengths[unknown] = [len(piece) for piece in pieces]
+        out = np.repeat(ids, lengths)
+        out[np.repeat(unknown, lengths)] = [i for piece in pieces for i in piece]
+        return out
+
+
 class Tokenizer:
     """Encodes and decodes with the tokenizer of one `tokenizer.json`."""
 
@@ -100,8 +161,8 @@ class Tokenizer:
         self.vocab_size: int = max(backend.get_vocab().values()) + 1
         self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         self._bytes = self._token_bytes()
-        codes = character_ids(self._bytes) if self.vocab_size <= np.iinfo(self.dtype).max else None
-        self._characters = CharacterTable(codes, self.dtype, self._encode_with_library) if codes else None
+        ids = character_ids(self._bytes) if self.vocab_size <= np.iinfo(self.dtype).max else None
+        self._characters = CharacterTable(ids, self.dtype, self._encode_with_library) if ids else None
 
     @classmethod
     def from_characters(cls, texts: Iterable[str]) -> "Tokenizer":
@@ -118,7 +179,7 @@ class Tokenizer:
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> "Tokenizer":
-        """Byte-level BPE trained on texts, of at most `vocab_size` tokens: `<|endoftext|>`, the 256 bytes, the merges."""
+        """Byte-level BPE of at most `vocab_size` tokens. Token ids: `<|endoftext|>`, the 256 bytes, then the merges."""
         backend = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
