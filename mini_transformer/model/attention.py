@@ -16,7 +16,8 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.n_layer, batch, config.n_kv_head, config.block_size, config.head_dim)
-        self.keys, self.values = torch.zeros((2, *shape), device=device, dtype=dtype)  # each (L, B, G, block size, D)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (L, B, G, block size, D)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
 
     def extend(self, layer: int, k_bgtd: Tensor, v_bgtd: Tensor) -> tuple[Tensor, Tensor]:
