@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
+        """Raise instead of printing the usage and exiting."""
         raise UserError(message.removeprefix("argument "))
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -63,9 +63,9 @@ def tokenizer(word: str) -> str:
 
 
 def add_fields(parser: argparse._ActionsContainer, part: Any, only: Sequence[str] = (), **defaults: Any) -> None:
-    """A flag for each setting of a dataclass, or for those named. One that is not given stays out of the result.
+    """A flag for each setting of a dataclass, or for those named. A flag not given is absent from the result.
 
-    `defaults`: those that differ from the dataclass's; they do not stay out.
+    `defaults`: those that differ from the dataclass's; they are always in the result.
     """
     settings = {f.name: f for f in dataclasses.fields(part) if f.metadata}
     for f in (settings[name] for name in only or settings):
@@ -102,7 +102,7 @@ COMMANDS = {
 
 
 def run(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run one command; what goes wrong is told in one line on standard error."""
+    """Run one command; an error is one line on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # French text on any terminal, also under a C locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # and names that are not UTF-8
@@ -111,8 +111,6 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         return int(command.main(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         message = re.sub(r"`(\w+)`", lambda setting: flag(setting[1]), str(error).replace("\n", " "))
-        print(f"{name}: {message}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -120,28 +118,26 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{name}: {where}{error.strerror or error}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
+        message = (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
     except ModuleNotFoundError as error:
-        print(f"{name}: the Python package {error.name!r} is missing: pip install {error.name}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
+        message = f"the Python package {error.name!r} is missing: pip install {error.name}"
+    print(f"{name}: {message}", file=sys.stderr)
+    return EXIT_WRONG_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`mini-transformer COMMAND ...`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in COMMANDS:
-        return run(arguments[0], arguments[1:])
-    if arguments == ["--version"]:
+    word, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if word in COMMANDS:
+        return run(word, arguments)
+    if word == "--version":
         print(__version__)
         return 0
-    asked = not arguments or arguments[0] in ("-h", "--help")
-    if not asked:
-        hint = did_you_mean(arguments[0], COMMANDS, f"; there are {', '.join(COMMANDS)}")
-        print(f"mini-transformer: {arguments[0]}: unknown command{hint}", file=sys.stderr)
+    if word not in ("-h", "--help"):
+        hint = did_you_mean(word, COMMANDS, f"; there are {', '.join(COMMANDS)}")
+        print(f"mini-transformer: {word}: unknown command{hint}", file=sys.stderr)
         return EXIT_WRONG_INPUT
-    print("usage: mini-transformer COMMAND [flags]; COMMAND --help tells more\n")
+    print("usage: mini-transformer COMMAND [flags]; COMMAND --help lists the flags\n")
     for name, purpose in COMMANDS.items():
         print(f"  {name:15} {purpose}")
     return 0

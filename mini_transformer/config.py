@@ -1,7 +1,7 @@
 """Every setting, declared once: its default, its help text and its limits.
 
-A field made with `option` is a setting, of which `cli` makes a flag; the others follow from them or come with a model.
-The defaults are the mission's model.
+A field made with `option` is a setting and a flag; the other fields are derived or come with a model.
+The defaults are those of the recipe `mission`.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user gave is wrong: one line that says what, where and what to do; exit code 2.
 
-    A setting stands in backticks, by its name in Python: the command line shows its flag instead.
+    Settings are named in backticks, as in Python; the command line shows their flags instead.
     """
 
 

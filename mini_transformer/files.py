@@ -12,7 +12,7 @@ from mini_transformer.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what stands there at the end replaces `path` in one step, safe on disk.
+    """A path beside `path` to write to; what is written there replaces `path` in one step, safe on disk.
 
     If the body raises, `path` stays as it was.
     """
@@ -46,10 +46,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    try:
-        content = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:  # the name of a file need not be UTF-8
-        content = json.dumps(value, indent=2).encode("ascii")
+    # the name of a file need not be UTF-8: its lone surrogates become the escapes of JSON
+    content = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", errors="backslashreplace")
     with replacing(path) as temporary:
         temporary.write_bytes(content + b"\n")
 

@@ -12,7 +12,7 @@ from mini_transformer.errors import UserError
 
 
 def log(line: str) -> None:
-    """Print a line, from the first process of a run only. Nobody may listen any more (`train ... | head`)."""
+    """Print a line, from the first process of a run only. A closed pipe (`train ... | head`) is no error."""
     if os.environ.get("RANK", "0") != "0":  # of several processes
         return
     try:
@@ -24,8 +24,7 @@ def log(line: str) -> None:
 def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> torch.device:
     """The device that the settings `device` and `gpus` mean (`setting`: the name of the latter).
 
-    `auto` takes CUDA, then MPS, then the CPU. Raises `UserError` if it is not there. Several ids are the place of
-    distributed training, still to come.
+    `auto` takes CUDA, then MPS, then the CPU. Raises `UserError` if the device is not available.
     """
     if gpus is not None:
         return _pick_gpu(device, gpus, setting)
@@ -42,8 +41,7 @@ def _pick_gpu(device: str, gpus: str, setting: str) -> torch.device:
     if device not in ("auto", "cuda"):
         raise UserError(f"`{setting}` {gpus}: goes with `device` cuda, not with `device` {device}")
     count = torch.cuda.device_count()
-    if gpus == "all" and count == 1:
-        gpus = "0"
+    gpus = "0" if gpus == "all" and count == 1 else gpus
     if gpus == "all" or "," in gpus:
         raise UserError(f"`{setting}` {gpus}: training on several GPUs is not there yet; name one id, such as 0")
     if not gpus.isdecimal():
@@ -65,13 +63,13 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     """The type in which matrices are multiplied. `auto`: bfloat16 on GPUs that have it in hardware, else float32."""
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
+        precision = "bfloat16" if fast else "float32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 @contextmanager
 def deterministic_algorithms(device: torch.device) -> Iterator[None]:
-    """Repeatable algorithms on the CPU, where the promise of equality bit for bit holds."""
+    """Repeatable algorithms on the CPU, the device on which runs are equal bit for bit."""
     before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)

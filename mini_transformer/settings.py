@@ -9,9 +9,8 @@ from mini_transformer.config import TRAIN_PARTS, Phase, PhaseSettings, TrainConf
 from mini_transformer.errors import UserError, did_you_mean
 
 SETTINGS = {f.name: f for part in (PhaseSettings, *TRAIN_PARTS.values()) for f in fields(part) if f.metadata}
-ONE_PHASE: tuple[str, ...] = ("max_iters", "lr", "data_weights")
-TWO_PHASES: tuple[str, ...] = ("max_iters_pretrain", "max_iters_finetune", "lr_pretrain", "lr_finetune")
-TWO_PHASES += ("pretrain_data_weights", "finetune_data_weights")
+ONE_PHASE = ("max_iters", "lr", "data_weights")
+TWO_PHASES = tuple(f.name for f in fields(PhaseSettings) if "pretrain" in f.name or "finetune" in f.name)
 Part = TypeVar("Part")
 
 
@@ -58,22 +57,21 @@ def train_config(
     for name in given:
         find_setting(name)
     given = {name: value for name, value in given.items() if value not in (None, [], ())}
-    two = [name in given for name in ("pretrain_data", "finetune_data")]
-    if "data" in given and any(two):
+    missing = [name for name in ("pretrain_data", "finetune_data") if name not in given]
+    if "data" in given and len(missing) < 2:
         raise UserError("`data`: one phase, or `pretrain_data` and `finetune_data` for two; not both")
-    if any(two) and not all(two):
-        missing = "finetune_data" if two[0] else "pretrain_data"
-        raise UserError(f"`{missing}`: missing; training in two phases needs both texts (for one phase, use `data`)")
-    if "data" not in given and not any(two):
+    if len(missing) == 1:
+        raise UserError(f"`{missing[0]}`: missing; training in two phases needs both texts (for one phase, use `data`)")
+    if "data" not in given and missing:
         raise UserError("`data`: missing; say which text to train on, such as fables.txt")
-    names, foreign = (("pretrain", "finetune"), ONE_PHASE) if all(two) else (("train",), TWO_PHASES)
+    names, foreign = (("train",), TWO_PHASES) if missing else (("pretrain", "finetune"), ONE_PHASE)
     if wrong := [name for name in foreign if name in given]:
-        raise UserError(f"`{wrong[0]}`: belongs to training in {'one phase (`data`)' if all(two) else 'two phases'}")
-    foreign += () if all(two) else ("replay",)
-    values = {name: value for name, value in (recipe or {}).items() if name not in foreign} | given
-    phases = [_phase(fill(PhaseSettings, values), name) for name in names]
+        raise UserError(f"`{wrong[0]}`: belongs to training in {'two phases' if missing else 'one phase (`data`)'}")
+    dropped = (*foreign, "replay") if missing else foreign
+    values = {name: value for name, value in (recipe or {}).items() if name not in dropped} | given
+    phases = tuple(_phase(fill(PhaseSettings, values), name) for name in names)
     parts: dict[str, Any] = {name: fill(part, values) for name, part in TRAIN_PARTS.items()}
-    return TrainConfig(tuple(phases), **parts, fingerprints=fingerprints or {})
+    return TrainConfig(phases, **parts, fingerprints=fingerprints or {})
 
 
 def _phase(settings: PhaseSettings, name: str) -> Phase:

@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from mini_transformer import cli
-from mini_transformer.config import ModelConfig
+from mini_transformer.config import ModelConfig, SamplingConfig
+from mini_transformer.generation.engine import context_start, sample
+from mini_transformer.model.decoder import Decoder
 
 ROOT = Path(__file__).resolve().parent.parent
 FABLES = ROOT / "mini_transformer" / "text" / "corpus" / "fables.txt"
@@ -50,6 +52,19 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
         return code, out, err
 
     return run
+
+
+@torch.inference_mode()
+def generate_without_cache(
+    model: Decoder, prompt: list[int], sampling: SamplingConfig, generator: torch.Generator, suppress_tokens: list[int]
+) -> Iterator[int]:
+    """`generate_tokens`, computing the whole context again for each token: the reference."""
+    tokens = list(prompt)
+    while True:
+        logits = model(torch.tensor([tokens[context_start(len(tokens), model.config.block_size) :]]))[0, -1]
+        logits[suppress_tokens] = float("-inf")
+        tokens.append(sample(logits, sampling, generator))
+        yield tokens[-1]
 
 
 def spawn(words: Sequence[object], cwd: Path) -> subprocess.Popen[str]:

@@ -23,10 +23,8 @@ def main(argv: Sequence[str]) -> int:
     given = vars(parser.parse(argv))
     run, max_iters = fill(RunConfig, given), fill(PhaseSettings, given).max_iters
     # on so little text, tokens of several letters learn words where characters learn letters
-    flags = ["--recipe", "tiny", "--max-iters", str(max_iters), "--tokenizer", "bpe", "--vocab-size", "1024"]
-    flags += ["--out-dir", str(run.out_dir)] + ["--overwrite"] * run.overwrite
-    texts = _write_texts(run.out_dir)
-    words = ["--data", str(texts["train"]), "--val-data", str(texts["validation"]), *flags]
+    words = f"--recipe tiny --max-iters {max_iters} --tokenizer bpe --vocab-size 1024".split()
+    words = [*_write_texts(run.out_dir), *words, "--out-dir", str(run.out_dir)] + ["--overwrite"] * run.overwrite
     print(f"mini-transformer train {shlex.join(words)}\n", flush=True)
     if code := train.main(words):
         return code
@@ -34,23 +32,24 @@ def main(argv: Sequence[str]) -> int:
     words = ["--model-dir", str(run.out_dir), "--max-new-tokens", "700", "--temperature", "0.6"]
     if code := generate.main([*words, "--seed", "1", "--stop-at-end"]):
         return code
-    print(f"\nThe model lies in {run.out_dir}: look at loss_curve.png there. Let it write on:")
+    print(f"\nThe model and its loss_curve.png are in {run.out_dir}. To write more:")
     print(f'  mini-transformer generate --model-dir {run.out_dir} --prompt "LE RENARD"')
     return 0
 
 
-def _write_texts(folder: Path) -> dict[str, Path]:
-    """Write the fables to train and to validate on; a file that is there and is another one is left alone."""
-    fables = load_fables()
-    texts = {name: folder / "text" / f"{name}.txt" for name in ("train", "validation")}
+def _write_texts(folder: Path) -> list[str]:
+    """Write the fables to train and to validate on, and return their flags. Another file of that name is kept."""
+    flags, is_demo = [], (folder / "run.json").exists()
     try:
-        for name, file in texts.items():
-            content = join_fables([fable for fable in fables if fable.validation == (name == "validation")])
-            if file.exists() and not (folder / "run.json").exists() and file.read_text("utf-8") != content:
+        for name, flag in (("train", "--data"), ("validation", "--val-data")):
+            file = folder / "text" / f"{name}.txt"
+            flags += [flag, str(file)]
+            content = join_fables([fable for fable in load_fables() if fable.validation == (name == "validation")])
+            if file.exists() and not is_demo and file.read_text("utf-8") != content:
                 raise UserError(f"`out_dir`: {file} is there, and is not of a demo; take another `out_dir`")
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary:
                 temporary.write_text(content, encoding="utf-8")
     except OSError as error:
         raise UserError(f"`out_dir`: {folder} cannot be written ({error.strerror})") from None
-    return texts
+    return flags

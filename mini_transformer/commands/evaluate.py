@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     text = read_text(given.data, run.encoding)
     if "\r\n" in text:
         print(
-            f"Warning: {given.data} has Windows line ends, which are measured as they stand; training reads them as "
+            f"Warning: {given.data} has Windows line ends, which are measured as they are; training reads them as "
             "line feeds, so save the file with these for a fair figure",
             file=sys.stderr,
         )

@@ -2,16 +2,14 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from mini_transformer.cli import Parser, add_fields, path
 from mini_transformer.config import TRAINABLE_TOKENIZERS, RunConfig, TextConfig, check_text
 from mini_transformer.errors import UserError
 from mini_transformer.settings import fill
-
-if TYPE_CHECKING:
-    from mini_transformer.text.documents import Piece
-    from mini_transformer.text.tokenizer import Tokenizer
+from mini_transformer.text.documents import Piece
+from mini_transformer.text.pretrained import make_tokenizer
+from mini_transformer.text.tokenizer import Tokenizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,11 +32,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("`data`: missing; say which text to learn from, or `tokenizer` FOLDER to show a ready one")
     from mini_transformer.data.reading import ReaderConfig
     from mini_transformer.data.sources import Sources, nothing_to_learn
-    from mini_transformer.text.pretrained import make_tokenizer
 
     reader = ReaderConfig(encoding, settings.text_field)
 
-    def pieces() -> "Iterator[Piece]":
+    def pieces() -> Iterator[Piece]:
         return Sources(given.data or (), reader).stream()
 
     if given.data and next(pieces(), None) is None:
@@ -61,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _show(tokenizer: "Tokenizer", pieces: "Iterable[Piece]", longest: int) -> None:
+def _show(tokenizer: Tokenizer, pieces: Iterable[Piece], longest: int) -> None:
     kind = "characters" if tokenizer.is_character_level else "byte-level BPE"
     print(f"Vocabulary: {tokenizer.vocab_size:,} tokens ({kind})")
     words = {word: None for i in range(tokenizer.vocab_size) if (word := tokenizer.decode([i]))}

@@ -12,17 +12,17 @@ from mini_transformer.recipes import Recipe, load_recipe, recipe_names
 from mini_transformer.settings import train_config
 
 NUMBER = r"\d+(\.\d*)?|\.\d+"
-TRAIN = (
-    "Train a small GPT-OSS-style language model on your texts, in one phase (--data) or two (--pretrain-data, then "
-    "--finetune-data). The same command continues a run that was stopped."
-)
-PREPARE = "Read and tokenize the texts of a run ahead of time. The flags are those of train."
+DESCRIPTIONS = {
+    "train": "Train a small GPT-OSS-style language model on your texts, in one phase (--data) or two (--pretrain-data, "
+    "then --finetune-data). The same command continues a run that was stopped.",
+    "prepare": "Read and tokenize the texts of a run ahead of time. The flags are those of train.",
+}
 
 
-def train_parser(prog: str = "train") -> Parser:
-    """The flags of `train.py`, the most used first."""
+def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
+    """The settings that the flags of `train.py` mean. The flags most used come first."""
     usage = f"{prog} --data FILE [flags]\n       {prog} --pretrain-data FILE --finetune-data FILE [flags]"
-    parser = Parser(prog=prog, usage=usage, description=PREPARE if prog == "prepare" else TRAIN)
+    parser = Parser(prog=prog, usage=usage, description=DESCRIPTIONS[prog])
     text = parser.add_argument_group("Text", "files, folders of .txt files, patterns; FILE:WEIGHT in a mixture")
     add_fields(text, PhaseSettings, ["data", "pretrain_data", "finetune_data"])
     add_fields(text, RunConfig, ["val_data"])
@@ -32,19 +32,14 @@ def train_parser(prog: str = "train") -> Parser:
     recipes = "; ".join(f"{name}: {load_recipe(name).about}" for name in recipe_names())
     help = f"settings that suit each other ({recipes}), a .toml file, or the run.json of a run to repeat; flags win"
     length.add_argument("--recipe", "--preset", type=name, metavar="NAME|FILE", help=help, default=argparse.SUPPRESS)
-    add_fields(length, PhaseSettings, ["max_iters", "max_iters_pretrain", "max_iters_finetune"])
-    add_fields(length, PhaseSettings, ["lr", "lr_pretrain", "lr_finetune"])
+    for setting in ("max_iters", "lr"):
+        add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
     run = parser.add_argument_group("Run")
     add_fields(run, RunConfig, ["out_dir", "overwrite", "device", "gpus", "precision", "micro_batch_size", "seed"])
     add_fields(run, RunConfig, ["eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"])
-    return parser
-
-
-def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
-    """The settings that the flags of `train.py` mean."""
-    given = vars(train_parser(prog).parse(argv))
+    given = vars(parser.parse(argv))
     recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
     if split_weight(str(given.get("val_data", "")))[1]:
         raise UserError(f"`val_data`: {given['val_data']}: takes no weight; name the file alone")
@@ -55,7 +50,7 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
 
 
 def split_weight(word: str) -> tuple[str, str]:
-    """The path, and the weight or what stands in its place, of `FILE:WEIGHT`; all of `FILE`, and no weight."""
+    """The path and the weight (or what is in its place) of `FILE:WEIGHT`; of `FILE`, all of it and no weight."""
     path, colon, weight = word.rpartition(":")
     meant = re.fullmatch(NUMBER, weight) or (weight and path and Path(path).exists())
     return (path, weight) if colon and meant and not Path(word).exists() else (word, "")

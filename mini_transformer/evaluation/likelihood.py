@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.documents import split_documents
-from mini_transformer.text.tokenizer import Tokenizer, Tokens, join_documents
+from mini_transformer.text.tokenizer import Tokenizer, Tokens
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,9 @@ def measure(model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the te
     documents = split_documents(text)
     if not documents:
         raise UserError(f"{name}: empty: there is nothing to measure")
-    stream = join_documents([tokenizer.encode(document) for document in documents], tokenizer.eot_id)
+    eot = np.array([tokenizer.eot_id], dtype=tokenizer.dtype)
+    stream = np.concatenate([eot, *(part for d in documents for part in (tokenizer.encode(d), eot))])
+    characters, size, tokens = len(text), len(text.encode("utf-8")), len(stream) - 1
     nats = stream_nats(model, stream)
-    size = len(text.encode("utf-8"))
-    return Likelihood(
-        bits_per_character=nats / math.log(2) / len(text),
-        bits_per_byte=nats / math.log(2) / size,
-        nats_per_token=nats / (len(stream) - 1),
-        characters=len(text),
-        bytes=size,
-        tokens=len(stream) - 1,
-    )
+    bits = nats / math.log(2)
+    return Likelihood(bits / characters, bits / size, nats / tokens, characters, size, tokens)

@@ -3,29 +3,45 @@
 When the context is full, its last half is kept, positions start again at zero, and the cache is filled anew from it.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mini_transformer.config import SamplingConfig
 from mini_transformer.errors import UserError
-from mini_transformer.generation.sampling import sample
+from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.kv_cache import KVCache
 from mini_transformer.model.pretrained import CONFIG, read_model, read_suppress_tokens
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 from mini_transformer.text.tokenizer import Tokenizer
 
 
+def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
+    """Draw one token id from logits (V,) on the CPU. Raises `UserError` if no token has a probability."""
+    if not torch.isfinite(logits_v.max()):  # NaN, or every token suppressed
+        raise UserError("the model gives no token a probability: its weights are damaged, or all tokens are suppressed")
+    if sampling.temperature == 0:
+        return int(logits_v.argmax())
+    scores, ids = logits_v.double().sort(descending=True, stable=True)
+    scores = (scores - scores[0]) / sampling.temperature  # the likeliest is 0, however small the temperature
+    if sampling.top_k:
+        scores, ids = scores[: sampling.top_k], ids[: sampling.top_k]
+    probabilities = scores.softmax(-1)
+    if sampling.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities  # sum over all likelier tokens: the first one always stays
+        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
+    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+
 def context_start(tokens: int, block_size: int) -> int:
     """The first token of the context from which the next one is predicted, after `tokens` tokens in all."""
-    start = 0
-    while tokens - start > block_size:
-        start += block_size - block_size // 2
-    return start
+    step = block_size - block_size // 2
+    return max(0, math.ceil((tokens - block_size) / step)) * step
 
 
 @torch.inference_mode()
@@ -35,28 +51,23 @@ def generate_tokens(
     sampling: SamplingConfig,
     generator: torch.Generator,
     suppress_tokens: list[int],
-    use_cache: bool = True,
 ) -> Iterator[int]:
-    """Token ids that continue a prompt of one or more token ids, without end.
+    """Token ids that continue a prompt of one or more, without end; never those of `suppress_tokens`.
 
-    `suppress_tokens` are the ids that are never drawn. `generator` is on the CPU. Without the cache, the whole context
-    is computed again for each token: the reference. Raises `UserError` if there is no token to draw.
+    `generator` is on the CPU. Raises `UserError` if there is no token to draw.
     """
     block_size, device = model.config.block_size, next(model.parameters()).device
-    tokens = list(prompt)
+    tokens, start = list(prompt), 0
     cache = KVCache(model.config, 1, device, next(model.parameters()).dtype)
-    start = context_start(len(tokens), block_size)
-    unread = tokens[start:]  # not in the cache yet
     while True:
-        logits_v = model(torch.tensor([unread], device=device), cache if use_cache else None)[0, -1].float().cpu()
-        logits_v[suppress_tokens] = float("-inf")
-        token = sample(logits_v, sampling, generator)
-        yield token
-        tokens.append(token)
         previous, start = start, context_start(len(tokens), block_size)
         if start != previous:
             cache.length = 0
-        unread = [token] if use_cache and start == previous else tokens[start:]
+        unread = torch.tensor([tokens[start + cache.length :]], device=device)
+        logits_v = model(unread, cache)[0, -1].float().cpu()
+        logits_v[suppress_tokens] = float("-inf")
+        tokens.append(sample(logits_v, sampling, generator))
+        yield tokens[-1]
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,8 @@ class Engine:
         eot_id = self.tokenizer.eot_id
         ids = [eot_id, *self.tokenizer.encode(prompt).tolist()]
         generator = torch.Generator().manual_seed(seed)
-        tokens: Iterator[int] = generate_tokens(self.model, ids, sampling, generator, self.suppress_tokens)
-        tokens = islice(tokens, max_new_tokens)
+        endless = generate_tokens(self.model, ids, sampling, generator, self.suppress_tokens)
+        tokens: Iterator[int] = islice(endless, max_new_tokens)
         if stop_at_end:
             tokens = takewhile(lambda token: token != eot_id, tokens)
         return self.tokenizer.decode_stream(tokens, DOCUMENT_SEPARATOR)

@@ -8,32 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from mini_transformer.config import ModelConfig
-from mini_transformer.model.attention import Attention
-from mini_transformer.model.kv_cache import KVCache
+from mini_transformer.model.attention import Attention, KVCache
 from mini_transformer.model.moe import MixtureOfExperts
 from mini_transformer.model.rotary import rotary_table
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 (Zhang and Sennrich 2019, arXiv 1910.07467); keeps the shape."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.eps = config.norm_eps
-        self.weight = nn.Parameter(torch.empty(config.n_embd))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
-
-
 class Block(nn.Module):
-    """One layer, (B, T, C) to (B, T, C): attention, then experts, each after a norm and added to the stream."""
+    """One layer, (B, T, C) to (B, T, C): attention, then experts, each after a norm and added to the stream.
+
+    RMSNorm is x / rms(x) * weight (Zhang and Sennrich 2019, arXiv 1910.07467); x is float32 under autocast too.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config)
+        self.input_layernorm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.mlp = MixtureOfExperts(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -51,7 +41,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = RMSNorm(config)
+        self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -96,8 +86,7 @@ class Decoder(nn.Module):
             x_btc = block(x_btc, rotary, cache)
         if cache is not None:
             cache.length = end
-        logits: Tensor = self.lm_head(self.norm(x_btc))
-        return logits
+        return self.lm_head(self.norm(x_btc))
 
     def parameter_counts(self) -> tuple[int, int]:
         """Total parameters, and those active for each token (the chosen experts only)."""

@@ -84,16 +84,8 @@ class Experts(nn.Module):
         hidden = clamped_swiglu(*gate_up.chunk(2, dim=-1))
         return torch.addmm(self.down_proj_bias[expert], hidden, self.down_proj[expert])
 
-    def reference(self, x_nc: Tensor, weights_nk: Tensor, chosen_nk: Tensor) -> Tensor:
-        """The mixture written out, (N, C): every expert computes every token, with weight 0 where it was not chosen."""
-        out = torch.zeros_like(x_nc)
-        for expert in range(len(self.down_proj)):
-            weight_n = (weights_nk * (chosen_nk == expert)).sum(-1, keepdim=True)
-            out = out + weight_n * self.expert_forward(expert, x_nc)
-        return out
-
     def forward(self, x_nc: Tensor, weights_nk: Tensor, chosen_nk: Tensor) -> Tensor:
-        """The same, each expert computing only its own tokens: sorted by expert once, then slice by slice."""
+        """The mixture (N, C), each expert computing only its own tokens: sorted by expert once, then slice by slice."""
         E, K = len(self.down_proj), chosen_nk.shape[1]
         if E == 1:
             return self.expert_forward(0, x_nc)

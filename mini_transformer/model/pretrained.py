@@ -5,7 +5,6 @@ our own metadata is under the key "mini_transformer". Reading takes any GPT-OSS 
 folder, and says in one line what is wrong with a folder that does not fit.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -41,29 +40,41 @@ SIZE_KEYS = {  # the key in `config.json` of each size in `ModelConfig`
     "block_size": "max_position_embeddings",
     "sliding_window": "sliding_window",
 }
+ROPE_KEYS = {  # the same of `RopeConfig`; plain rotary has only the first
+    "theta": "rope_theta",
+    "factor": "factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "truncate": "truncate",
+    "original_context": "original_max_position_embeddings",
+}
+LIMITS = {  # of the numbers that are no sizes, inclusive
+    "rms_norm_eps": (1e-12, 1),
+    "rope_theta": (2, 1e12),
+    "factor": (1, 1e6),
+    "beta_fast": (1e-6, 1e6),
+    "beta_slow": (1e-6, 1e6),
+}
+DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # those of `transformers`
+SWIGLU = {"swiglu_alpha": SWIGLU_ALPHA, "swiglu_limit": SWIGLU_LIMIT}
+
+
+def _rope_keys(rope_type: str) -> dict[str, str]:
+    return ROPE_KEYS if rope_type == "yarn" else {"theta": ROPE_KEYS["theta"]}
 
 
 def config_to_json(config: ModelConfig, eot_id: int, metadata: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`. Weights are always written untied, as llama.cpp and vLLM need them."""
-    rope: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta}
-    if config.rope.kind == "yarn":
-        rope |= {
-            "factor": config.rope.factor,
-            "beta_fast": config.rope.beta_fast,
-            "beta_slow": config.rope.beta_slow,
-            "truncate": config.rope.truncate,
-            "original_max_position_embeddings": config.rope.original_context,
-        }
+    rope = {key: getattr(config.rope, name) for name, key in _rope_keys(config.rope.kind).items()}
     return {
         "architectures": ["GptOssForCausalLM"],
         "model_type": "gpt_oss",
         "dtype": "float32",
         **{key: getattr(config, name) for name, key in SIZE_KEYS.items()},
         "layer_types": list(config.layer_types),
-        "rope_parameters": rope,
+        "rope_parameters": {"rope_type": config.rope.kind, **rope},
         "rms_norm_eps": config.norm_eps,
-        "swiglu_alpha": SWIGLU_ALPHA,
-        "swiglu_limit": SWIGLU_LIMIT,
+        **SWIGLU,
         "hidden_act": "silu",
         "attention_bias": True,
         "attention_dropout": 0.0,
@@ -77,49 +88,16 @@ def config_to_json(config: ModelConfig, eot_id: int, metadata: dict[str, Any]) -
     }
 
 
-@dataclass(frozen=True)
-class _JsonObject:
-    """An untrusted JSON object, read by key, type and range (inclusive); anything else is a `UserError`."""
-
-    values: dict[str, Any]
-    where: str
-
-    def get(self, key: str, default: Any = None) -> Any:
-        if key not in self.values and default is None:
-            raise UserError(f"{self.where}: the key {key!r} is missing")
-        found = self.values.get(key)
-        return default if found is None else found
-
-    def integer(self, key: str) -> int:
-        found = self.get(key)
-        if type(found) is not int or not 1 <= found <= MAX_INTEGER:  # a bool is an int too
-            raise UserError(f"{self.where}: {key} is {brief(found)}, expected a whole number from 1 to {MAX_INTEGER}")
-        return found
-
-    def number(self, key: str, minimum: float, maximum: float, default: float | None = None) -> float:
-        found = self.get(key, default)
-        if type(found) not in (int, float) or not minimum <= found <= maximum:
-            raise UserError(f"{self.where}: {key} is {brief(found)}, expected a number from {minimum:g} to {maximum:g}")
-        return float(found)
-
-    def boolean(self, key: str, default: bool | None = None) -> bool:
-        found = self.get(key, default)
-        if not isinstance(found, bool):
-            raise UserError(f"{self.where}: {key} is {brief(found)}, expected true or false")
-        return found
-
-
-def config_from_json(value: dict[str, Any], where: str = CONFIG) -> ModelConfig:
+def config_from_json(values: Any, where: str = CONFIG) -> ModelConfig:
     """The model that a `config.json` describes. Raises `UserError` if it is not a GPT-OSS model that we can run."""
-    given = _JsonObject(value if isinstance(value, dict) else {}, where)
-    _check_kind(given)
-    config = ModelConfig(
-        **{name: given.integer(key) for name, key in SIZE_KEYS.items()},
-        layer_types=_layer_types(given),
-        norm_eps=given.number("rms_norm_eps", 1e-12, 1),
-        tie_embeddings=given.boolean("tie_word_embeddings"),
-        rope=_rope(given),
-    )
+    values = values if isinstance(values, dict) else {}
+    _check_kind(values, where)
+    keys = SIZE_KEYS | {"norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings"}
+    given = _read(ModelConfig, keys, values, where)
+    kinds, layers = values.get("layer_types"), given["n_layer"]
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in (SLIDING, FULL) for kind in kinds):
+        raise UserError(f"{where}: layer_types must list {layers} times {SLIDING!r} or {FULL!r}")
+    config = ModelConfig(**given, layer_types=tuple(kinds), rope=_read_rope(values, where))
     if config.block_size > MAX_BLOCK_SIZE:
         raise UserError(f"{where}: a context of {config.block_size} tokens is beyond our limit of {MAX_BLOCK_SIZE}")
     if config.n_head % config.n_kv_head or config.experts_per_token > config.n_experts or config.head_dim % 2:
@@ -127,53 +105,46 @@ def config_from_json(value: dict[str, Any], where: str = CONFIG) -> ModelConfig:
     return config
 
 
-def _check_kind(given: _JsonObject) -> None:
+def _check_kind(values: dict[str, Any], where: str) -> None:
     """Refuse another architecture, another format of our metadata, and variants of GPT-OSS that we do not compute."""
-    kind = given.values.get("model_type")
+    kind, own = values.get("model_type"), values.get("mini_transformer") or {}
     if kind != "gpt_oss":
-        raise UserError(f"{given.where}: model_type is {brief(kind)}; only 'gpt_oss' models can be read")
-    own = given.values.get("mini_transformer") or {}
+        raise UserError(f"{where}: model_type is {brief(kind)}; only 'gpt_oss' models can be read")
     if not isinstance(own, dict):
-        raise UserError(f"{given.where}: mini_transformer is {brief(own)}, expected an object or no such key")
-    if own.get("format", FORMAT) != FORMAT:
-        has = brief(own["format"])
-        raise UserError(f"{given.where}: it has format {has}, this version of Mini-Transformer reads format {FORMAT}")
-    for key, expected in {"attention_bias": True, "swiglu_alpha": SWIGLU_ALPHA, "swiglu_limit": SWIGLU_LIMIT}.items():
-        found = given.values.get(key, expected)
-        if found != expected:
-            raise UserError(f"{given.where}: {key} is {brief(found)}, only {expected} is known")
+        raise UserError(f"{where}: mini_transformer is {brief(own)}, expected an object or no such key")
+    if (has := own.get("format", FORMAT)) != FORMAT:
+        raise UserError(f"{where}: it has format {brief(has)}, this version of Mini-Transformer reads format {FORMAT}")
+    for key, expected in {"attention_bias": True, **SWIGLU}.items():
+        if (found := values.get(key, expected)) != expected:
+            raise UserError(f"{where}: {key} is {brief(found)}, only {expected} is known")
 
 
-def _layer_types(given: _JsonObject) -> tuple[str, ...]:
-    kinds, layers = given.get("layer_types"), given.integer("num_hidden_layers")
-    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in (SLIDING, FULL) for kind in kinds):
-        raise UserError(f"{given.where}: layer_types must list {layers} times {SLIDING!r} or {FULL!r}")
-    return tuple(kinds)
+def _read(part: type, keys: dict[str, str], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Fields of a dataclass from untrusted JSON. Raises `UserError` for another type than the field's default has."""
+    fields = {}
+    for name, key in keys.items():
+        if key not in values and key not in DEFAULTS:
+            raise UserError(f"{where}: the key {key!r} is missing")
+        value: Any = DEFAULTS.get(key) if values.get(key) is None else values[key]
+        kind, (least, most) = type(getattr(part, name)), LIMITS.get(key, (1, MAX_INTEGER))
+        accepted = (int, float) if kind is float else (kind,)  # by `type`: a bool is an int too
+        if type(value) not in accepted or not (kind is bool or least <= value <= most):
+            number = f"a number from {least:g} to {most:g}" if kind is float else f"a whole number from 1 to {most}"
+            raise UserError(f"{where}: {key} is {brief(value)}, expected {'true or false' if kind is bool else number}")
+        fields[name] = kind(value)
+    return fields
 
 
-def _rope(given: _JsonObject) -> RopeConfig:
+def _read_rope(values: dict[str, Any], where: str) -> RopeConfig:
     """Rotary positions as transformers 5 spells them (`rope_parameters`) or 4 (`rope_scaling` beside `rope_theta`)."""
-    new, old = given.values.get("rope_parameters"), given.values.get("rope_scaling")
-    key, values = ("rope_parameters", new) if old is None else ("rope_scaling", old)  # as transformers, given both
-    if values is None and "rope_scaling" in given.values:  # null in transformers 4 means plain rotary
-        values = {"rope_type": "default"}
-    if not isinstance(values, dict) or values.get("rope_type") not in ("default", "yarn"):
-        raise UserError(f"{given.where}: {key} must name the rope_type 'default' or 'yarn'")
-    if "rope_theta" not in values:
-        values = {**values, "rope_theta": given.get("rope_theta")}
-    rope = _JsonObject(values, f"{given.where}: {key}")
-    theta = rope.number("rope_theta", 2, 1e12)
-    if values["rope_type"] == "default":
-        return RopeConfig(kind="default", theta=theta)
-    return RopeConfig(
-        kind="yarn",
-        theta=theta,
-        factor=rope.number("factor", 1, 1e6),
-        original_context=rope.integer("original_max_position_embeddings"),
-        beta_fast=rope.number("beta_fast", 1e-6, 1e6, 32.0),
-        beta_slow=rope.number("beta_slow", 1e-6, 1e6, 1.0),
-        truncate=rope.boolean("truncate", True),
-    )
+    new, old = values.get("rope_parameters"), values.get("rope_scaling")
+    key, rope = ("rope_parameters", new) if old is None else ("rope_scaling", old)  # as transformers, given both
+    if rope is None and "rope_scaling" in values:  # null in transformers 4 means plain rotary
+        rope = {"rope_type": "default"}
+    if not isinstance(rope, dict) or rope.get("rope_type") not in ("default", "yarn"):
+        raise UserError(f"{where}: {key} must name the rope_type 'default' or 'yarn'")
+    kind, beside = rope["rope_type"], {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
+    return RopeConfig(kind, **_read(RopeConfig, _rope_keys(kind), beside | rope, f"{where}: {key}"))
 
 
 def export_weights(model: Decoder) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def sliding_window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """Which keys a query sees, (T, S) of bool: itself and `window` - 1 tokens before it. Queries are the last keys."""
-    i = torch.arange(keys - queries, keys, device=device)[:, None]
-    j = torch.arange(keys, device=device)[None, :]
-    return (j <= i) & (i - j < window)
+def sliding_window_bias(q_bhtd: Tensor, keys: int, window: int) -> Tensor:
+    """Added to the scores (T, S): 0 for the keys a query sees, itself and `window` - 1 before it; else -inf."""
+    i = torch.arange(keys - q_bhtd.shape[2], keys, device=q_bhtd.device)[:, None]  # queries are the last keys
+    j = torch.arange(keys, device=q_bhtd.device)
+    hidden_ts = (j > i) | (i - j >= window)
+    return q_bhtd.new_zeros(hidden_ts.shape).masked_fill(hidden_ts, float("-inf"))
 
 
 def sdpa_reference(
@@ -28,7 +29,7 @@ def sdpa_reference(
     q = q_bhtd.reshape(B, G, H // G, T, D)
     scores = torch.einsum("bgmtd,bgsd->bgmts", q, k_bgsd).reshape(B, H, T, S).float() * D**-0.5
     if T > 1 or window < S:
-        scores = scores.masked_fill(~sliding_window_mask(T, S, window, q.device), float("-inf"))
+        scores = scores + sliding_window_bias(q_bhtd, S, window)
     sink = sinks_h.float().view(1, H, 1, 1).expand(B, H, T, 1)
     probabilities = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1].to(v_bgsd.dtype)
     out = torch.einsum("bgmts,bgsd->bgmtd", probabilities.reshape(B, G, H // G, T, S), v_bgsd)
@@ -64,11 +65,10 @@ class _FlashWithSinks(torch.autograd.Function):
         return dq, dk, dv, d_sinks.to(sinks_h.dtype), None, None
 
 
-def sdpa_with_sink_key(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, mask_ts: Tensor) -> Tensor:
+def sdpa_with_sink_key(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, bias_ts: Tensor) -> Tensor:
     """PyTorch's attention with one more key in front, whose score is the sink and whose value is zero (any device)."""
     B, H, T = q_bhtd.shape[:3]
     k, v = F.pad(k_bhsd, (0, 0, 1, 0)), F.pad(v_bhsd, (0, 0, 1, 0))
-    bias_ts = torch.zeros(mask_ts.shape, device=q_bhtd.device, dtype=q_bhtd.dtype).masked_fill(~mask_ts, float("-inf"))
     sink = sinks_h.to(q_bhtd.dtype).view(1, H, 1, 1).expand(1, H, T, 1)
     bias = torch.cat((sink, bias_ts.expand(1, H, *bias_ts.shape)), dim=-1)
     return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=bias.expand(B, -1, -1, -1))
@@ -82,9 +82,6 @@ def sdpa_with_sinks(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Ten
         return sdpa_reference(q_bhtd, k_bgsd, v_bgsd, sinks_h, window)[0]
     k, v = (x.repeat_interleave(H // G, dim=1) if G < H else x for x in (k_bgsd, v_bgsd))
     if q_bhtd.device.type != "cpu":
-        return sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_mask(T, S, window, q_bhtd.device))
-    bias_ts = None
-    if T < S or window < S:
-        mask_ts = sliding_window_mask(T, S, window, q_bhtd.device)
-        bias_ts = torch.zeros(mask_ts.shape, dtype=q_bhtd.dtype).masked_fill(~mask_ts, float("-inf"))
+        return sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_bias(q_bhtd, S, window))
+    bias_ts = sliding_window_bias(q_bhtd, S, window) if T < S or window < S else None
     return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, bias_ts is None, bias_ts)

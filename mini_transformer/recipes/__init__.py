@@ -30,21 +30,13 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_file: str | Path) -> Recipe:
-    """A recipe of the package by its name, a file of one's own (.toml), or a run's own `run.json`.
-
-    Raises `UserError` if there is none, or if it is not what a recipe should be.
-    """
+    """A recipe of the package, of a .toml file, or the `run.json` of a run. Raises `UserError` for any other."""
     name, names = str(name_or_file), recipe_names()
-    if name in names:
-        return _parse(name, (resources.files(__name__) / f"{name}.toml").read_bytes())
-    if not name.endswith((".toml", ".json")):
+    if name not in names and not name.endswith((".toml", ".json")):
         hint = did_you_mean(name, names, f"; there are {', '.join(names)}, or name a .toml file or a run.json")
         raise UserError(f"`recipe`: {name!r} is no recipe{hint}")
-    with open(name, "rb") as file:
-        return _parse(name, file.read(MAX_BYTES + 1))
-
-
-def _parse(name: str, content: bytes) -> Recipe:
+    with (resources.files(__name__) / f"{name}.toml" if name in names else Path(name)).open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise UserError(f"{name}: too large for a recipe")
     of_run = name.endswith(".json")

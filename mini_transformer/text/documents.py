@@ -1,8 +1,7 @@
 """Text to documents, and long documents to pieces, in bounded memory.
 
-Documents are separated by two or more blank lines. A document is one piece, or several if it is long: it is cut between
-a word and the space before the next, where the pre-tokenizer of every GPT-like tokenizer splits anyway. Where depends
-on the text alone, so the pieces are the same however the text was read.
+Documents are separated by two or more blank lines. A long one is cut into pieces between a word and the space before
+the next, where the pre-tokenizer of every GPT-like tokenizer splits anyway. Where it is cut depends on the text alone.
 """
 
 import re
@@ -55,7 +54,7 @@ def stream_documents(
 ) -> Iterator[Piece]:
     """The pieces of all documents of a text that comes in chunks: those of `split_documents`, wherever chunks end.
 
-    A chunk is searched once or twice, however long the run of blank lines or spaces is that it belongs to.
+    A chunk is searched once or twice, however long its run of blank lines or spaces is.
     """
     text, begun = "", False  # what is left to yield; whether a piece of its first document was yielded
     searched = 0  # no gap begins before this position

@@ -1,7 +1,6 @@
 """The fables that come with the package: original, in French verse, written for this project, CC0.
 
-`corpus/fables.txt` is the text, `corpus/fables.tsv` lists the protagonists, form and moral of each,
-`corpus/validation.txt` the tenth of them that is always kept for validation.
+`corpus/validation.txt` lists the tenth of them that is always kept for validation.
 """
 
 import unicodedata

@@ -12,10 +12,7 @@ PROBE = "L'été — cœur e\u0301\u0301 ﬁ ½ Å\u212b 日本 🦊\n\n\n  deux
 
 
 def make_tokenizer(kind: str, vocab_size: int, texts: Iterable[str], progress: bool = False) -> Tokenizer:
-    """Train a tokenizer on texts (`kind` is "char" or "bpe"), or load a ready-made one, for which no text is read.
-
-    `vocab_size` counts the tokens of "bpe" (0: the default). Raises `UserError` as `load_pretrained` does.
-    """
+    """Train a "char" or "bpe" tokenizer (of `vocab_size` tokens) on texts, or `load_pretrained` and read no text."""
     if kind == "char":
         return Tokenizer.from_characters(texts)
     if kind == "bpe":
@@ -30,32 +27,27 @@ def load_pretrained(name: str) -> Tokenizer:
     """
     path = _find(name)
     try:
-        content = path.read_bytes()
+        tokenizer = Tokenizer.from_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"`tokenizer`: {path}: cannot be read ({error.strerror})") from None
-    try:
-        tokenizer = Tokenizer.from_json(content, str(path))
     except UserError as error:
         raise UserError(f"`tokenizer`: {error}") from None
     prepend_eot(tokenizer.backend, tokenizer.eot_id)
-    for text in (PROBE, f" {PROBE}"):
-        if tokenizer.decode(tokenizer.encode(text).tolist()) != text:
-            raise UserError(
-                f"`tokenizer`: {name}: text does not come back from it unchanged (it normalises, or adds a space): "
-                "take another one"
-            )
+    if any(tokenizer.decode(tokenizer.encode(text).tolist()) != text for text in (PROBE, f" {PROBE}")):
+        why = "text does not come back from it unchanged (it normalises, or adds a space): take another one"
+        raise UserError(f"`tokenizer`: {name}: {why}")
     return tokenizer
 
 
 def _find(name: str) -> Path:
     """The `tokenizer.json` that a name means: here, or downloaded."""
     path = Path(name)
+    if path.is_file():
+        return path
     if path.is_dir():
         if not (path / TOKENIZER_FILE).is_file():
             raise UserError(f"`tokenizer`: {path}: the folder holds no {TOKENIZER_FILE}")
         return path / TOKENIZER_FILE
-    if path.is_file():
-        return path
     expected = f"expected char, bpe, a folder with {TOKENIZER_FILE} or a Hub name"
     # a name of the Hub has at most one slash, and does not begin like a path
     if name.count("/") > 1 or name.startswith((".", "/", "~")):

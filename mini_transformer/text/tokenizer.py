@@ -7,7 +7,9 @@ Being an ordinary byte-level BPE, it is read the same way by `transformers` and 
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, write_json
-from mini_transformer.text.char import Alphabet, CharacterTable, character_vocabulary
 
 Tokens = NDArray[np.unsignedinteger]  # uint16 if the vocabulary fits, else uint32
 
+CODE_POINTS = 0x110000
+CHUNK = 1 << 16  # characters that are looked up at once: what stays in a core's cache
 EOT_TOKEN = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 # The pre-tokenizer of GPT-4o and GPT-OSS (o200k): how text is split before merging; llama.cpp knows it as "gpt-4o".
@@ -83,10 +86,63 @@ def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
     )
 
 
-def join_documents(documents: Sequence[Tokens], eot_id: int) -> Tokens:
-    """The stream `<|endoftext|> d1 <|endoftext|> d2 <|endoftext|> ...` of some documents."""
-    eot = np.array([eot_id], dtype=documents[0].dtype if documents else np.uint32)
-    return np.concatenate([eot] + [part for document in documents for part in (document, eot)])
+def distinct_characters(texts: Iterable[str]) -> str:
+    """The distinct characters of some texts, sorted. The texts must hold no lone surrogate."""
+    seen = np.zeros(CODE_POINTS, dtype=bool)
+    for text in texts:
+        for start in range(0, len(text), CHUNK):
+            seen[np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), dtype=np.uint32)] = True
+    return "".join(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def character_ids(tokens: Sequence[bytes]) -> dict[int, int] | None:
+    """The token id of each code point, given the bytes of each token; None if a token has more than one character."""
+    ids = {}
+    for i, token in enumerate(tokens):
+        try:
+            text = token.decode("utf-8")
+        except UnicodeDecodeError as error:
+            # a part of a character is fine: one byte, or the beginning of a longer sequence
+            if len(token) > 1 and not (error.start == 0 and "unexpected end" in error.reason):
+                return None
+            continue
+        if len(text) > 1:
+            return None
+        if text:
+            ids[ord(text)] = i
+    return ids
+
+
+class CharacterTable:
+    """Encoding by table look-up: the merges of a character tokenizer never cross from one character to the next."""
+
+    def __init__(
+        self, ids: dict[int, int], dtype: type[np.unsignedinteger], fallback: Callable[[str], list[int]]
+    ) -> None:
+        """`ids`: of the known code points, below the largest of `dtype`. `fallback`: the ids of any other character."""
+        self._unknown, self._fallback = np.iinfo(dtype).max, cache(fallback)
+        self._table = np.full(CODE_POINTS, self._unknown, dtype=dtype)
+        self._table[list(ids)] = list(ids.values())
+
+    def encode(self, text: str) -> Tokens:
+        """The token ids (T,) of a text. Raises `UnicodeEncodeError` for a lone surrogate."""
+        parts = [self._table[:0]]
+        for start in range(0, len(text), CHUNK):
+            chunk = text[start : start + CHUNK]
+            points = np.frombuffer(chunk.encode("utf-32-le"), dtype=np.uint32)
+            ids = np.take(self._table, points, mode="clip")  # no code point is outside: clip is merely faster
+            parts.append(self._fill_in(chunk, ids) if ids.max() == self._unknown else ids)
+        return np.concatenate(parts)
+
+    def _fill_in(self, text: str, ids: Tokens) -> Tokens:
+        """The token ids of a chunk, with those of the fallback in place of unknown characters."""
+        unknown = ids == self._unknown
+        pieces = [self._fallback(text[i]) for i in np.flatnonzero(unknown)]
+        lengths = np.ones(len(ids), dtype=np.int64)
+        lengths[unknown] = [len(piece) for piece in pieces]
+        out = np.repeat(ids, lengths)
+        out[np.repeat(unknown, lengths)] = [i for piece in pieces for i in piece]
+        return out
 
 
 class Tokenizer:
@@ -99,29 +155,31 @@ class Tokenizer:
             raise UserError(f"{TOKENIZER_FILE}: the tokenizer has no {EOT_TOKEN} token")
         self.eot_id: int = eot_id
         self.backend = backend
-        self.backend.encode_special_tokens = True  # a literal <|endoftext|> in a text is text
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        backend.encode_special_tokens = True  # a literal <|endoftext|> in a text is text
+        backend.no_truncation()
+        backend.no_padding()
         self.vocab_size: int = max(backend.get_vocab().values()) + 1
         self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         self._bytes = self._token_bytes()
-        self._characters = CharacterTable.from_tokens(self._bytes, self.dtype, self._encode_with_library)
+        ids = character_ids(self._bytes) if self.vocab_size <= np.iinfo(self.dtype).max else None
+        self._characters = CharacterTable(ids, self.dtype, self._encode_with_library) if ids else None
 
     @classmethod
     def from_characters(cls, texts: Iterable[str]) -> "Tokenizer":
         """The character tokenizer of some texts. Token ids: `<|endoftext|>`, the 256 bytes, then the merges."""
-        alphabet = Alphabet()
-        for text in texts:
-            alphabet.add(check_unicode(text))
-        vocabulary, merges = character_vocabulary(alphabet.characters(), EOT_TOKEN, BYTE_SYMBOLS)
+        vocabulary = {EOT_TOKEN: 0} | {symbol: byte + 1 for symbol, byte in SYMBOL_BYTES.items()}
+        merges = []
+        for character in distinct_characters(map(check_unicode, texts)):
+            symbols = [BYTE_SYMBOLS[byte] for byte in character.encode("utf-8")]
+            for prefix, symbol in zip(accumulate(symbols), symbols[1:], strict=False):
+                if prefix + symbol not in vocabulary:
+                    vocabulary[prefix + symbol] = len(vocabulary)
+                    merges.append((prefix, symbol))
         return cls(byte_level(models.BPE(vocab=vocabulary, merges=merges)))
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> "Tokenizer":
-        """Byte-level BPE trained on some texts. Token ids: `<|endoftext|>`, the 256 bytes, then the merges.
-
-        The vocabulary is smaller than `vocab_size` if the texts have no more pairs to merge.
-        """
+        """Byte-level BPE of at most `vocab_size` tokens. Token ids: `<|endoftext|>`, the 256 bytes, then the merges."""
         backend = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
@@ -141,11 +199,10 @@ class Tokenizer:
     def from_json(cls, content: bytes, where: str) -> "Tokenizer":
         """From the content of a `tokenizer.json`. Raises `UserError`, which names `where`, if it is damaged."""
         try:
-            return cls(tokenizers.Tokenizer.from_buffer(content))
-        except UserError:
-            raise
+            backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more specific
             raise UserError(f"{where}: damaged or not a tokenizer ({error})") from None
+        return cls(backend)
 
     @property
     def fingerprint(self) -> str:
@@ -169,9 +226,7 @@ class Tokenizer:
             return
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": EOT_TOKEN,
-            "eos_token": EOT_TOKEN,
-            "pad_token": EOT_TOKEN,
+            **dict.fromkeys(("bos_token", "eos_token", "pad_token"), EOT_TOKEN),
             "model_max_length": block_size,
             "clean_up_tokenization_spaces": False,
         }
@@ -199,11 +254,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens; bytes that are not valid UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of token ids, without special tokens."""
-        return b"".join(self._bytes[i] for i in ids)
+        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int], separator: str) -> Iterator[str]:
         """The text of token ids as they come, in pieces of whole characters, with `separator` for `<|endoftext|>`."""

@@ -9,6 +9,7 @@ from mini_transformer.config import ModelConfig, SamplingConfig
 from mini_transformer.generation.engine import Engine, context_start, generate_tokens
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
+from tests.conftest import generate_without_cache
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def model(tiny_config: ModelConfig) -> Decoder:
 
 def tokens(model: Decoder, prompt: list[int], count: int, **settings: object) -> list[int]:
     sampling = settings.pop("sampling", SamplingConfig(1.0))
-    stream: Iterator[int] = generate_tokens(
+    generate = generate_tokens if settings.pop("use_cache", True) else generate_without_cache
+    stream: Iterator[int] = generate(
         model,
         prompt,
         sampling,  # type: ignore[arg-type]

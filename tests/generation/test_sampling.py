@@ -3,7 +3,7 @@ import torch
 
 from mini_transformer.config import SamplingConfig
 from mini_transformer.errors import UserError
-from mini_transformer.generation.sampling import sample
+from mini_transformer.generation.engine import sample
 
 LOGITS = torch.tensor([0.5, 0.1, 0.25, 0.15]).log()
 

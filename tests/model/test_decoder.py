@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mini_transformer.config import ModelConfig
+from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.kv_cache import KVCache
 
 
 @pytest.mark.parametrize("steps", [[16], [1] * 16, [5, 1, 1, 9], [3, 4]])

@@ -13,6 +13,7 @@ from mini_transformer.generation.engine import generate_tokens
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import read_model
 from mini_transformer.model.sdpa import sdpa_reference
+from tests.conftest import generate_without_cache
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["a_moe_alternating", "b_dense_full_tied", "c_yarn_top1_mqa"]
@@ -90,7 +91,8 @@ def test_gradients(case: tuple[Decoder, dict[str, Tensor]]) -> None:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_continuation(case: tuple[Decoder, dict[str, Tensor]], use_cache: bool) -> None:
+    generate = generate_tokens if use_cache else generate_without_cache
     model, golden = case
     for row in golden["greedy_ids"].reshape(-1, golden["greedy_ids"].shape[-1]).tolist():
-        tokens = generate_tokens(model, row[:6], SamplingConfig(temperature=0), torch.Generator(), [], use_cache)
+        tokens = generate(model, row[:6], SamplingConfig(temperature=0), torch.Generator(), [])
         assert [next(tokens) for _ in row[6:]] == row[6:]

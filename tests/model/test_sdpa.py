@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mini_transformer.model.sdpa import sdpa_reference, sdpa_with_sink_key, sdpa_with_sinks, sliding_window_mask
+from mini_transformer.model.sdpa import sdpa_reference, sdpa_with_sink_key, sdpa_with_sinks, sliding_window_bias
 
 
 def inputs(B: int, H: int, G: int, T: int, D: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -32,7 +32,7 @@ def test_attention_of_other_devices_equals_the_reference_with_gradients(T: int, 
     expected = results(lambda *a: sdpa_reference(*a)[0], given, window)
 
     def with_sink_key(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, window: int) -> Tensor:
-        return sdpa_with_sink_key(q, k, v, sinks, sliding_window_mask(T, T, window, q.device))
+        return sdpa_with_sink_key(q, k, v, sinks, sliding_window_bias(q, T, window))
 
     for found, wanted in zip(results(with_sink_key, given, window), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
