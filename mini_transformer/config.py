@@ -105,7 +105,7 @@ class OptimConfig:
 class TextConfig:
     """How text is read and becomes tokens."""
 
-    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
+    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND")
     vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=2**24)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)

@@ -142,7 +142,7 @@ def test_the_first_difference_that_matters_is_named() -> None:
     assert settings_difference(there, recorded(n_layer=4)) == ""
     assert settings_difference(there, recorded(n_layer=6)) == "`n_layer`: 4 there, 6 here"
     assert settings_difference(there, recorded(n_layer=4, lr=1e-3)) == "`lr`: 0.0005 there, 0.001 here"
-    free = {"sample_interval": 3, "checkpoint_interval": 3, "encoding": "latin-1", "tokenizer": "other/name"}
+    free = {"sample_interval": 3, "checkpoint_interval": 3, "encoding": "latin-1"}
     assert settings_difference(there, recorded(n_layer=4, device="cpu", text_field="body", **free)) == ""
     assert settings_difference({}, {"lr": 0.1}) == "`lr`: none there, 0.1 here"
     assert settings_difference({"new": 1}, {}) == "`new`: 1 there, none here"

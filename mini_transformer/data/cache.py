@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import write_json
@@ -20,24 +20,11 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def default_folder() -> Path:
-    """The folder for caches of this user's system."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home()))
-    else:
-        base = Path.home() / ".cache"
-    return base / "mini-transformer"
-
-
 class DataCache:
     """The folder is made when something is first written to it."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder or default_folder()
+        self.folder = folder or user_cache_path("mini-transformer", appauthor=False)
 
     @contextmanager
     def writing(self, kind: str) -> Iterator[Path]:

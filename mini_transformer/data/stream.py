@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mini_transformer.errors import UserError
-from mini_transformer.text.tokenizer import Tokens
+from mini_transformer.text.char import Tokens
 
 Batch = tuple[Tensor, Tensor]
 Integers = NDArray[np.int64]

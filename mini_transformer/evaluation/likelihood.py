@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.text.char import Tokens
 from mini_transformer.text.documents import split_documents
-from mini_transformer.text.tokenizer import Tokenizer, Tokens
+from mini_transformer.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

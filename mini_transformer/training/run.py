@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -48,8 +47,11 @@ def train(config: TrainConfig) -> None:
         log(f"{config.run.out_dir}: this run is finished; nothing to do (overwrite trains it again)")
         return
     environment = describe_environment(device.type, precision)
-    if record is not None and (changed := _changes(record.get("environment"), environment)):
-        log(f"Note: not the same bit for bit as without the interruption: {changed}")
+    before = record.get("environment", {}) if record is not None else environment
+    if changed := [
+        f"{name} was {before.get(name)}, is {here}" for name, here in environment.items() if before.get(name) != here
+    ]:
+        log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
     _log_data(config, data, device, precision)
 
     with stop_on_signal() as stop, _machine_errors(config, device):
@@ -79,13 +81,6 @@ def describe_run(config: TrainConfig, data: TrainingData) -> Record:
             what = "tokenizer" if name == "tokenizer" else f"{name} text"
             raise UserError(f"`recipe`: it is the record of a run with another {what}; the same run needs the same one")
     return {"settings": recorded_settings(config), "fingerprints": fingerprints}
-
-
-def _changes(there: Any, here: dict[str, Any]) -> str:
-    """How two environments differ, in words."""
-    there = there if isinstance(there, dict) else {}
-    names = [name for name in here if there.get(name) != here[name]]
-    return ", ".join(f"{name} was {there.get(name, 'unknown')}, is {here[name]}" for name in names)
 
 
 @contextmanager
@@ -154,31 +149,22 @@ def _write_model_files(config: TrainConfig, data: TrainingData, model: Decoder) 
 
 
 def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
-    """Say before the start how long a big run will take on this device, and what would be quicker."""
-    tokens = trainer.batch_size * trainer.block_size
+    """Say before the start how long a big run will take on this device, judged by one micro-batch."""
     iterations = sum(phase.iters for phase in trainer.config.phases)
-    if 6 * active_parameters * tokens * iterations < WORTH_TIMING:
+    if 6 * active_parameters * trainer.batch_size * trainer.block_size * iterations < WORTH_TIMING:
         return
-    seconds = estimate_seconds(trainer)
+    block = torch.zeros((trainer.micro_batch_size, trainer.block_size), dtype=torch.int64)
+    for _ in range(2):  # the first one warms up
+        started = time.monotonic()
+        trainer.loss_sum(block, block)[0].backward()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+    seconds = (time.monotonic() - started) * trainer.batch_size / trainer.micro_batch_size * iterations
+    trainer.model.zero_grad(set_to_none=True)
+    update_router_bias(trainer.model, 0.0)
     if seconds > LONG:
         print(
             f"Warning: {iterations:,} iterations of this model will take about {duration(seconds)} on "
             f"{describe_device(trainer.device)}; the recipe laptop gives a first result in under an hour",
             file=sys.stderr,
         )
-
-
-def estimate_seconds(trainer: Trainer) -> float:
-    """The time that all iterations will take, from one forward and backward pass of one micro-batch."""
-    block = torch.zeros((trainer.micro_batch_size, trainer.block_size), dtype=torch.int64)
-    seconds = 0.0
-    for _ in range(2):  # the first one warms up
-        started = time.monotonic()
-        trainer.loss_sum(block, block)[0].backward()
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
-        seconds = time.monotonic() - started
-    trainer.model.zero_grad(set_to_none=True)
-    update_router_bias(trainer.model, 0.0)
-    passes = trainer.batch_size / trainer.micro_batch_size
-    return seconds * passes * sum(phase.iters for phase in trainer.config.phases)
