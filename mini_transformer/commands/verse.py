@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
-from mini_transformer.cli import Parser, name, path
+from mini_transformer.cli import Parser, add_fields, path
+from mini_transformer.config import RunConfig
 from mini_transformer.data.reading import decode, normalise
 from mini_transformer.errors import UserError
+from mini_transformer.settings import fill
 from mini_transformer.verse.scansion import Verse, VerseReport, analyse
 
 LEGEND = """\
@@ -24,9 +26,9 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="verse", description="Check French verse by the classical rules: syllables, metre and rhyme.")
     parser.add_argument("file", type=path, metavar="FILE", help="text in verse; titles are lines in capitals")
     parser.add_argument("--faults", action="store_true", help="print only the verses marked METRE or RHYME")
-    parser.add_argument("--encoding", type=name, default="utf-8", help="encoding of the text file")
+    add_fields(parser, RunConfig, ["encoding"])
     given = parser.parse(argv)
-    report = analyse("".join(normalise(decode(given.file, given.encoding))))
+    report = analyse("".join(normalise(decode(given.file, fill(RunConfig, vars(given)).encoding))))
     if not report.verses:
         raise UserError(f"{given.file}: no verse found, only blank lines, titles or lines without words")
     print(f"{LEGEND}\n{'line':>6} {'counts':>6} metre partner  {'sounds':10} text")

@@ -199,6 +199,22 @@ def test_another_run_in_the_folder_is_refused_unless_overwritten(trained: Path, 
     assert (folder / "mine.txt").read_text() == "keep"
 
 
+def test_a_run_is_repeated_by_its_own_record(trained: Path, tmp_path: Path, call: Call) -> None:
+    flags = ["--recipe", trained / "run.json", "--device", "cpu", "--out-dir", tmp_path / "again", "--data"]
+    code, _, err = call("train", *flags, FABLES)
+    assert (code, err) == (0, "")
+    assert weights(tmp_path / "again") == weights(trained)
+    other = tmp_path / "other.txt"
+    other.write_text("Un autre texte. " * 100)
+    flags[5] = tmp_path / "other"
+    code, _, err = call("train", *flags, other)
+    assert code == 2
+    assert err == (
+        "train: --recipe: it is the record of a run with another train text; the same run needs the same one\n"
+    )
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_foreign_model_is_not_overwritten_by_chance(tmp_path: Path, call: Call) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"precious")
     code, _, err = call("train", "--data", FABLES, *SHORT, *TINY, "--out-dir", tmp_path)
