@@ -31,11 +31,6 @@ class Survey:
     documents: int
     characters: int
 
-    @property
-    def cut(self) -> int | None:
-        """Of a corpus of few documents: the characters before its validation text."""
-        return None if self.documents >= EVERY else round(self.characters * (1 - VALIDATION_SHARE))
-
 
 def mark_split(pieces: Iterable[Piece], cut: int | None) -> Iterator[tuple[Piece, bool]]:
     """Mark the pieces of validation text: every tenth document, or else all text after `cut` characters.
@@ -81,8 +76,10 @@ class Corpus:
 
     @property
     def cut(self) -> int | None:
-        """See `Survey.cut`; None where there is nothing to split."""
-        return self.survey.cut if self.survey and self.mode == "tenth" else None
+        """Of a corpus of few documents that is to be split: the characters before its validation text."""
+        if self.survey is None or self.mode != "tenth" or self.survey.documents >= EVERY:
+            return None
+        return round(self.survey.characters * (1 - VALIDATION_SHARE))
 
     def fingerprint(self, validation: bool = False) -> str:
         """Stands for the training or the validation text of the corpus, after its first read."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 RUN = 8  # words: shorter runs coincide by chance, longer ones are a quotation
 MAX_RUNS = 1 << 21  # of the validation text that are remembered; of more, an even sample
-GROUP = 1 << 18  # characters that are hashed together
+GROUP = 1 << 20  # characters that are hashed together
 CONTAMINATED = 0.2  # share of shared runs from which there is a warning
 _WORD = re.compile(r"[^\W\d_]+")  # letters of any script
 _TEXT_END = "\ud800"  # between texts: no text holds half of a surrogate pair
@@ -111,7 +111,6 @@ class ContaminationCheck:
     def __init__(self, max_runs: int = MAX_RUNS) -> None:
         self._max_runs = max_runs
         self._known = np.empty(0, dtype=np.uint64)  # hashes of the validation text, sorted
-        self._fresh: list[Hashes] = []  # those that are not among them yet
         self._mask = np.uint64(0)  # a hash is in the sample if it has no bit of the mask
         self._found: NDArray[np.bool] | None = None  # of `_known`; None as long as validation text comes
         self._texts: list[str] = []  # short texts are hashed together
@@ -128,7 +127,6 @@ class ContaminationCheck:
     def search(self) -> None:
         """From now on, look for the runs of the validation text."""
         self._flush()
-        self._merge()
         self._found = np.zeros(len(self._known), dtype=bool)
         self._likely = np.zeros(1 << 24, dtype=bool)
         self._likely[self._known >> _SHIFT] = True
@@ -142,16 +140,11 @@ class ContaminationCheck:
         new = run_hashes(self._texts)
         self._texts, self._size = [], 0
         if self._found is None:
-            self._fresh.append(new[new & self._mask == 0])
-            if sum(map(len, self._fresh)) > self._max_runs:
-                self._merge()
+            self._known = np.union1d(self._known, new[new & self._mask == 0])
+            while len(self._known) > self._max_runs:
+                self._mask = self._mask << np.uint64(1) | np.uint64(1)
+                self._known = self._known[self._known & self._mask == 0]
         elif len(self._known):
             new = new[self._likely[new >> _SHIFT]]
             places = np.minimum(np.searchsorted(self._known, new), len(self._known) - 1)
             self._found[places[self._known[places] == new]] = True
-
-    def _merge(self) -> None:
-        self._known, self._fresh = np.unique(np.concatenate([self._known, *self._fresh])), []
-        while len(self._known) > self._max_runs:
-            self._mask = self._mask << np.uint64(1) | np.uint64(1)
-            self._known = self._known[self._known & self._mask == 0]

@@ -114,11 +114,8 @@ class Sources:
         """All documents, piece by piece, in bounded memory. Raises `UserError` for what cannot be read, or changes."""
         self.reads += 1
         for path in self.paths:
-            if hub.is_hub(path):
-                yield from read_records(path, self.reader)
-                continue
-            for file in text_files(path):
-                if kind_of(file):
+            for file in [path] if hub.is_hub(path) else text_files(path):
+                if hub.is_hub(path) or kind_of(file):
                     yield from read_records(file, self.reader)
                 else:
                     yield from stream_documents(normalise(decode(file, self.reader.encoding)), file.name)
