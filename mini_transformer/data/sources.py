@@ -73,10 +73,9 @@ def _local_files(path: Path) -> list[Path]:
 
 def file_stat(file: Path) -> list[int]:
     """What changes when a file does: size and times. Raises `UserError` if it is missing."""
-    try:
-        stat = file.stat()
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
+    if not file.exists():
+        raise UserError(f"{file}: no such file")
+    stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
@@ -119,11 +118,8 @@ class Sources:
                     yield from read_records(file, self.reader)
                 else:
                     yield from stream_documents(normalise(decode(file, self.reader.encoding)), file.name)
-        for file, stat in self.stats.items():
-            if file_stat(file) != stat:
-                raise UserError(f"{file}: changed while it was read; start again when it is complete")
         if self._list() != self.stats:
-            raise UserError(f"{self}: files came or went while it was read; start again when it is complete")
+            raise UserError(f"{self}: changed while it was read; start again when it is complete")
 
 
 def _revision(path: Path, cache: DataCache) -> str:

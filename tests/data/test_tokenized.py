@@ -109,7 +109,7 @@ def test_files_that_come_while_a_folder_is_read_are_noticed(tmp_path: Path) -> N
     texts = Sources([tmp_path / "texts"], ReaderConfig())
     assert len(list(texts.stream())) == 1
     (tmp_path / "texts" / "b.txt").write_text("deux")
-    with pytest.raises(UserError, match="texts: files came or went while it was read"):
+    with pytest.raises(UserError, match="texts: changed while it was read"):
         list(texts.stream())
 
 
