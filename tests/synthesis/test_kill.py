@@ -13,8 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from mini_transformer.data.documents import split_documents
 
+from mini_transformer.text.documents import split_documents
 from tests.synthesis.conftest import build_instruct_model, check_outputs, flags, records
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -76,9 +76,9 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("[slots]", "[slots", "no valid TOML"),
-        ('system = "Tu écris en {language}."', "", "system: expected a text, found 'nothing'"),
+        ('system = "Tu écris en {language}."', "", "system: expected a text, found nothing"),
         ("{animal}", "{bête}", "kinds.fable.prompt: {bête} is none of the slots animal"),
-        ('form = "verse"', 'form = "vers"', "kinds.fable.form: 'vers' is not one of verse, prose, dialogue"),
+        ('form = "verse"', 'form = "vers"', "kinds.fable.form: expected one of verse, prose, dialogue, found 'vers'"),
         ("share = 2", "share = 0", "kinds.fable.share: expected a whole number"),
         ("share = 2", "words = [9, 3]", "kinds.fable.words: expected [fewest, most]"),
         ('"un chat"', '"un rat"', "slots.animal: 'un rat' stands there twice"),
@@ -91,7 +91,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         ("{animal}", "{animal} et {lieu-dit}", "kinds.fable.prompt: a brace that holds no place, at"),
         ("un rat", "un rat de {language}", "slots.animal: a brace that holds no place, at 'un rat de {language}'"),
         ("en {language}", "en {animal}", "system: a brace that holds no place, at"),
-        ('fr = "français"', 'en = "anglais"', "--language: fr is not in"),
+        ('fr = "français"', 'en = "anglais"', "`language`: fr is not in"),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_its_entry(tmp_path: Path, old: str, new: str, message: str) -> None:
