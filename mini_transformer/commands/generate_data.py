@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     before = signal.signal(signal.SIGINT, _interrupt_once)
     try:
         if parts:
-            from mini_transformer.synthesis.merge import merge
+            from mini_transformer.synthesis.pipeline import merge
 
             if wrong := sorted(given.keys() - {"out", "overwrite"}):
                 raise UserError(f"--merge: takes the settings of the parts; leave --{wrong[0].replace('_', '-')} out")

@@ -52,7 +52,11 @@ def _is_before(paragraph: str) -> bool:
 def _is_after(paragraph: str) -> bool:
     lines = paragraph.split("\n")
     like_prose = len(lines) == 1 or max(map(len, lines)) > 90
-    closing = like_prose and PATTERNS["closing"].match(paragraph) is not None and PATTERNS["about"].search(paragraph) is not None
+    closing = (
+        like_prose
+        and PATTERNS["closing"].match(paragraph) is not None
+        and PATTERNS["about"].search(paragraph) is not None
+    )
     return closing or PATTERNS["note"].match(paragraph) is not None
 
 

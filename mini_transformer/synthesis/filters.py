@@ -4,7 +4,6 @@ Nothing here judges beauty: the checks catch what is plainly not the text that w
 they reject wrongly is measured on labelled sets (tests/synthesis).
 """
 
-import re
 import unicodedata
 import zlib
 from collections import Counter
@@ -61,19 +60,17 @@ def language(c: Candidate) -> str | None:
 
 def repetition(c: Candidate) -> str | None:
     """Lines or phrases that come again and again."""
-    lines = [" ".join(words(line)) for line in c.lines]
-    counts = Counter(line for line in lines if len(line) > 10)
-    if sum(n - 1 for n in counts.values()) > max(2, len(lines) // 4) or max(counts.values(), default=0) > 4:
-        return "repetition"
-    found = words(c.text)
-    if len(found) >= 40:
-        runs = Counter(zip(found, found[1:], found[2:], found[3:], strict=False))
-        if sum(n - 1 for n in runs.values()) > 0.2 * len(found):
-            return "repetition"
-    if re.search(r"\b(\w+)(?:\W+\1\b){3,}|([^\s.…])\2{7,}", c.text, re.IGNORECASE):
-        return "repetition"
-    data = c.text.encode()
-    return "repetition" if len(data) > 400 and len(zlib.compress(data, 9)) < 0.3 * len(data) else None
+    found, data = words(c.text), c.text.encode()
+    lines = Counter(line for line in (" ".join(words(line)) for line in c.lines) if len(line) > 10)
+    runs = Counter(zip(found, found[1:], found[2:], found[3:], strict=False))
+    again = (
+        lines.total() - len(lines) > max(2, len(c.lines) // 4)
+        or max(lines.values(), default=0) > 4
+        or (len(found) >= 40 and runs.total() - len(runs) > 0.2 * len(found))
+        or PATTERNS["stutter"].search(c.text)
+        or (len(data) > 400 and len(zlib.compress(data, 9)) < 0.3 * len(data))
+    )
+    return "repetition" if again else None
 
 
 def form(c: Candidate) -> str | None:
@@ -90,7 +87,9 @@ def form(c: Candidate) -> str | None:
 
 CHECKS: dict[str, Callable[[Candidate], str | None]] = {
     "truncated": lambda c: None if c.finished else TRUNCATED,  # not ended by the model, as at `max_new_tokens`
-    "refusal": lambda c: "refusal" if PATTERNS["refusal"].search(c.text) else None,  # before the length: it is short, too
+    "refusal": lambda c: (
+        "refusal" if PATTERNS["refusal"].search(c.text) else None
+    ),  # before the length: it is short, too
     "length": length,
     "boilerplate": lambda c: "boilerplate" if PATTERNS["boilerplate"].search(c.text) else None,
     "language": language,
@@ -105,12 +104,9 @@ _LATIN = {"fr", "en", "de", "es", "it", "pt", "nl", "ca", "ro", "pl", "sv", "da"
 def choose(wanted: str) -> tuple[str, ...]:
     """The filters that the setting names. Raises `UserError` for one that does not exist."""
     names = (*CHECKS, *OTHER_TEXTS)
-    if wanted in ("all", "none"):
-        return names if wanted == "all" else ()
-    chosen = [name.strip() for name in wanted.split(",")]
-    for name in chosen:
-        if name not in names:
-            raise UserError(f"`filters`: {name!r} is not one; there are all, none, and {', '.join(names)}")
+    chosen = {"all": names, "none": ()}.get(wanted, [name.strip() for name in wanted.split(",")])
+    if unknown := [name for name in chosen if name not in names]:
+        raise UserError(f"`filters`: {unknown[0]!r} is not one; there are all, none, and {', '.join(names)}")
     return tuple(name for name in names if name in chosen)
 
 
@@ -171,10 +167,9 @@ def check(candidate: Candidate, chosen: Sequence[str]) -> str | None:
 
 def _stretches(text: str, least: int) -> list[str]:
     """The text in paragraphs or lines, joined until each stretch has `least` characters; a short rest is left out."""
-    out, current = [], ""
+    out = [""]
     for line in text.split("\n"):
-        current += line + "\n"
-        if len(current) >= least:
-            out.append(current)
-            current = ""
-    return out
+        out[-1] += line + "\n"
+        if len(out[-1]) >= least:
+            out.append("")
+    return out[:-1]

@@ -9,6 +9,7 @@ import hashlib
 import random
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 FORMS = ("verse", "prose", "dialogue")
-_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,10 @@ def load(path: Path, language: str) -> Recipe:
 # What a recipe has in it: of each entry a check, and the same in words. `*` stands for any name.
 _TEXT = (lambda value: isinstance(value, str) and value.strip(), "a text")
 _TEXTS = (lambda value: isinstance(value, list) and value and all(map(_TEXT[0], value)), "a list of texts, none empty")
-_RANGE = (lambda value: isinstance(value, list) and [type(n) for n in value] == [int, int] and 1 <= value[0] <= value[1], "[fewest, most]")
+_RANGE = (
+    lambda value: isinstance(value, list) and [type(n) for n in value] == [int, int] and 1 <= value[0] <= value[1],
+    "[fewest, most]",
+)
 _SHARE = (lambda value: type(value) is int and 1 <= value <= 100, "a whole number from 1 to 100")
 _FORM = (lambda value: value in FORMS, f"one of {', '.join(FORMS)}")
 _KIND = {"form": _FORM, "words": _RANGE, "share": _SHARE, "prompt": _TEXT}
@@ -126,29 +130,29 @@ def _check(value: Any, expected: Any, where: str = "") -> None:
 
 
 def _recipe(raw: dict[str, Any], language: str, digest: str) -> Recipe:
-    slots, kinds = raw["slots"], []
+    slots, kinds, used = raw["slots"], [], set[str]()
     for name, entry in raw["kinds"].items():
         form, words, share, prompt = ({**_DEFAULTS, **entry}[key] for key in _KIND)
         prompt = prompt.strip().replace("{language}", language)
-        used = tuple(dict.fromkeys(_PLACEHOLDER.findall(prompt)))
-        for slot in used:
-            _require(slot in slots, f"kinds.{name}.prompt: {{{slot}}} is none of the slots {', '.join(slots)}")
-        _no_braces(_PLACEHOLDER.sub("", prompt), f"kinds.{name}.prompt")
-        kinds.append(Kind(name, form, (words[0], words[1]), share, prompt, used))
+        its_slots = _places(prompt, slots, f"kinds.{name}.prompt")
+        kinds.append(Kind(name, form, (words[0], words[1]), share, prompt, its_slots))
+        used.update(its_slots)
     for name, values in slots.items():
         for value in values:
             _require(values.count(value) == 1, f"slots.{name}: {value!r} stands there twice")
-            _no_braces(value, f"slots.{name}")
-        used_somewhere = any(name in kind.slots for kind in kinds)
-        _require(used_somewhere, f"slots.{name}: no prompt has {{{name}}}; use it or take it out")
+            _places(value, (), f"slots.{name}")
+        _require(name in used, f"slots.{name}: no prompt has {{{name}}}; use it or take it out")
     system = raw["system"].strip().replace("{language}", language)
-    _no_braces(system, "system")
+    _places(system, (), "system")
     return Recipe(system, tuple(kinds), {name: tuple(values) for name, values in slots.items()}, digest)
 
 
-def _no_braces(text: str, where: str) -> None:
-    around = "".join(re.findall(r".{0,10}[{}].{0,10}", text)[:1]).strip()
-    _require(not around, f"{where}: a brace that holds no place, at {around!r}; only {{name}} of a slot does")
+def _places(text: str, slots: Iterable[str], where: str) -> tuple[str, ...]:
+    """The slots that a text has places for, once each. Raises `ValueError` for a brace that is no place of `slots`."""
+    found = re.findall(r"\{[^{}]*\}|[{}]", text)
+    for place in found:
+        _require(place[1:-1] in slots, f"{where}: {place} is none of the slots {', '.join(slots) or '(none here)'}")
+    return tuple(dict.fromkeys(place[1:-1] for place in found))
 
 
 def _require(met: Any, problem: str) -> None:
