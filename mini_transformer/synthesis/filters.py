@@ -75,22 +75,19 @@ def repetition(c: Candidate) -> str | None:
 
 def form(c: Candidate) -> str | None:
     """Prose where verse was asked for, or the other way round; a dialogue in which nobody speaks."""
-    lines = c.lines
-    short = sum(len(line.split()) <= 14 and len(line) <= 80 for line in lines) / max(1, len(lines))
-    if c.kind.form == "verse":
-        return None if len(lines) >= 4 and short >= 0.85 else "no verse"
-    if c.kind.form == "dialogue":
-        return None if len(PATTERNS["saying"].findall(c.text)) >= 4 else "no dialogue"
-    long = [line for line in lines if len(line) > 120]
-    return None if sum(map(len, long)) >= 0.4 * len(c.text) else "no prose"
+    short = [line for line in c.lines if len(line.split()) <= 14 and len(line) <= 80]
+    fits = {
+        "verse": len(c.lines) >= 4 and len(short) >= 0.85 * len(c.lines),
+        "dialogue": len(PATTERNS["saying"].findall(c.text)) >= 4,
+        "prose": sum(len(line) for line in c.lines if len(line) > 120) >= 0.4 * len(c.text),
+    }
+    return None if fits[c.kind.form] else f"no {c.kind.form}"
 
 
 CHECKS: dict[str, Callable[[Candidate], str | None]] = {
     "truncated": lambda c: None if c.finished else TRUNCATED,  # not ended by the model, as at `max_new_tokens`
-    "refusal": lambda c: (
-        "refusal" if PATTERNS["refusal"].search(c.text) else None
-    ),  # before the length: it is short, too
-    "length": length,
+    "refusal": lambda c: "refusal" if PATTERNS["refusal"].search(c.text) else None,
+    "length": length,  # after refusals, which are short, too
     "boilerplate": lambda c: "boilerplate" if PATTERNS["boilerplate"].search(c.text) else None,
     "language": language,
     "repetition": repetition,

@@ -68,8 +68,7 @@ def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
     missing then is written by the command that made the parts, without `shard`. Raises `UserError` if a part is no
     run, is damaged or belongs to other settings than the first, or if `out` holds samples that are not to be replaced.
     """
-    common, records = Record(), list[Record]()
-    whole = {"shard": "1/1"}
+    common, records, whole = Record(), list[Record](), {"shard": "1/1"}
     for part in parts:
         file = part.parent / f"{part.stem}.jsonl"
         if file.resolve() == (out.parent / f"{out.stem}.jsonl").resolve():

@@ -90,8 +90,7 @@ def load(path: Path, language: str) -> Recipe:
         raw = tomllib.loads(text)
         _check(raw, _RECIPE)
         if language not in raw["languages"]:
-            there = f"which has {', '.join(raw['languages'])}"
-            raise UserError(f"`language`: {language} is not in {path.name}, {there}")
+            raise UserError(f"`language`: {language} is not in {path.name}, which has {', '.join(raw['languages'])}")
         return _recipe(raw, raw["languages"][language].strip(), hashlib.sha256(text.encode()).hexdigest()[:16])
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

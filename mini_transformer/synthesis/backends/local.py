@@ -68,9 +68,9 @@ class LocalEngine:
         self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        # In place of the model's own, which may sample: our processors do, row by row.
+        # The processors sample, row by row. What else the model asks for, such as a penalty of repetitions, stays.
         stop = dict(eos_token_id=sorted(self._ends), pad_token_id=self._tokenizer.pad_token_id)
-        self._model.generation_config = transformers.GenerationConfig(max_new_tokens=config.max_new_tokens, **stop)
+        self._model.generation_config.update(do_sample=False, max_new_tokens=config.max_new_tokens, **stop)
 
     def generate(self, tasks: Sequence[Task]) -> list[Output]:
         """Write all tasks; where memory does not suffice, in halves of the batch from then on."""
