@@ -1,14 +1,18 @@
-"""Where a process runs: device, precision, repeatability, and its lines on the terminal."""
+"""Where a process runs: device, precision, repeatability, and its lines on the terminal.
+
+torch is imported where it is used: `log` is for commands that do without it, too.
+"""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
-from torch.utils import deterministic
+from typing import TYPE_CHECKING
 
 from mini_transformer.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def log(line: str) -> None:
@@ -21,11 +25,13 @@ def log(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> torch.device:
+def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> "torch.device":
     """The device that the settings `device` and `gpus` mean (`setting`: the name of the latter).
 
     `auto` takes CUDA, then MPS, then the CPU. Raises `UserError` if the device is not available.
     """
+    import torch
+
     if gpus is not None:
         return _pick_gpu(device, gpus, setting)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -37,7 +43,9 @@ def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> 
     return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
-def _pick_gpu(device: str, gpus: str, setting: str) -> torch.device:
+def _pick_gpu(device: str, gpus: str, setting: str) -> "torch.device":
+    import torch
+
     if device not in ("auto", "cuda"):
         raise UserError(f"`{setting}` {gpus}: goes with `device` cuda, not with `device` {device}")
     count = torch.cuda.device_count()
@@ -52,15 +60,19 @@ def _pick_gpu(device: str, gpus: str, setting: str) -> torch.device:
     return torch.device("cuda", int(gpus))
 
 
-def describe_device(device: torch.device) -> str:
+def describe_device(device: "torch.device") -> str:
     """The device in words."""
+    import torch
+
     if device.type == "cuda":
         return f"cuda:{device.index} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def pick_precision(precision: str, device: torch.device) -> torch.dtype:
+def pick_precision(precision: str, device: "torch.device") -> "torch.dtype":
     """The type in which matrices are multiplied. `auto`: bfloat16 on GPUs that have it in hardware, else float32."""
+    import torch
+
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if fast else "float32"
@@ -68,8 +80,11 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def deterministic_algorithms(device: torch.device) -> Iterator[None]:
+def deterministic_algorithms(device: "torch.device") -> Iterator[None]:
     """Repeatable algorithms on the CPU, the device on which runs are equal bit for bit."""
+    import torch
+    from torch.utils import deterministic
+
     before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)

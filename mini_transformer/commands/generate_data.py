@@ -1,12 +1,12 @@
 """`generate-data`: texts to pre-train on, written by an instruct model."""
 
-import argparse
 import signal
 from collections.abc import Sequence
 from types import FrameType
 
-from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, path
+from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields
 from mini_transformer.errors import UserError
+from mini_transformer.settings import fill
 from mini_transformer.synthesis.config import SynthesisConfig, check
 
 
@@ -18,36 +18,17 @@ def main(argv: Sequence[str]) -> int:
         "continues a run that was stopped.",
     )
     add_fields(parser, SynthesisConfig)
-    parser.add_argument(
-        "--avoid",
-        type=path,
-        nargs="+",
-        action="extend",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="texts that no sample may quote (eight words in a row)",
-    )
-    parser.add_argument(
-        "--merge",
-        type=path,
-        nargs="+",
-        action="extend",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="join these outputs of --shard into --out; writes nothing new",
-    )
     given = vars(parser.parse(argv))
-    parts = given.pop("merge", None)
-    config = SynthesisConfig(**given | {"avoid": tuple(given.get("avoid", ()))})
+    config = fill(SynthesisConfig, given)
     before = signal.signal(signal.SIGINT, _interrupt_once)
     try:
-        if parts:
-            from mini_transformer.synthesis.merge import merge
+        if config.merge:
+            from mini_transformer.synthesis.pipeline import merge
 
-            if wrong := sorted(given.keys() - {"out", "overwrite"}):
-                raise UserError(f"--merge: takes the settings of the parts; leave --{wrong[0].replace('_', '-')} out")
+            if wrong := sorted(given.keys() - {"out", "overwrite", "merge"}):
+                raise UserError(f"`merge`: takes the settings of the parts; leave `{wrong[0]}` out")
             check(config)
-            merge(parts, config.out, config.overwrite)
+            merge(config.merge, config.out, config.overwrite)
         else:
             from mini_transformer.synthesis.pipeline import synthesize
 

@@ -4,7 +4,6 @@ Nothing here judges beauty: the checks catch what is plainly not the text that w
 they reject wrongly is measured on labelled sets (tests/synthesis).
 """
 
-import re
 import unicodedata
 import zlib
 from collections import Counter
@@ -17,33 +16,11 @@ import numpy as np
 from mini_transformer.data.ngrams import run_hashes, word_runs, words
 from mini_transformer.errors import UserError
 from mini_transformer.synthesis.cleaning import clean, plain
+from mini_transformer.synthesis.patterns import PATTERNS
 from mini_transformer.synthesis.prompts import Kind
 
 TRUNCATED, EMPTY, QUOTE = "truncated", "empty", "quote"
 
-# The model excuses itself, or speaks of itself.
-_REFUSAL = re.compile(
-    r"(?i)\ben tant qu(?:e |')(?:modèle|assistant|intelligence artificielle|ia\b)|\bmodèle de langage\b|\bas an ai\b"
-    r"|\blanguage model\b|\bmes directives\b|\bopenai\b|\bqwen\b|\balibaba cloud\b"
-    r"|\bcontenu (?:inapproprié|offensant)\b"
-    r"|\A\W*(?:je (?:suis|reste) (?:désolée?|navrée?),? (?:mais|de ne)|désolée?,"
-    r"|(?:je regrette|excusez-moi), mais|i'm sorry|i am sorry"
-    r"|i can(?:no|')t|malheureusement,? je ne|je ne comprends pas (?:votre|la) (?:demande|question)"
-    r"|je ne (?:peux|puis|suis) pas (?:en mesure|écrire|vous|répondre|créer|générer)"
-    r"|il m'est impossible)"
-)
-# What a model says about its text, or leaves to be filled in; and markup that the cleaning could not undo.
-_BOILERPLATE = re.compile(
-    r"(?im)\bn'hésite[zs]? pas à (?:me|demander|modifier)|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\bplai"
-    r"|\bj'espère que (?:ce|cette|vous|cela)\b.{0,60}\bconvien"
-    r"|\b(?:voici|voilà) (?:une?|le|la|votre|ton) (?:autre )?(?:fable|poème|conte|dialogue|moralité|texte|version)\b"
-    r"|\bnote *(?:de l'auteur|du traducteur)?(?<!\w) *: |\[[^\]\n]{2,60}\]|\bnombre de (?:mots|vers|syllabes)\b"
-    r"|\b(?:le|ce) (?:poème|texte) (?:suit|respecte|utilise|comporte|ci-dessus)\b"
-    r"|\brimes? (?:plates|croisées|embrassées)\b|\boctosyllabes?\b|\balexandrins?\b.{0,40}\brim|\bdécasyllabes?\b"
-    r"|```|\*\*|^#{1,6} |^\|.*\|$|^ *\d+[.)] .*\n+ *\d+[.)] |</?[a-z]+>|\bhttps?://|\blorem ipsum\b|\\n"
-)
-_SAYING = re.compile(r"^\s*(?:[—–-]|«|[^\n:.]{2,40}(?: ?:|\.) ?[«—A-ZÀ-Ý])", re.MULTILINE)
-_END = re.compile(r"[.!?…»\"”)—]\s*\Z")  # of a sentence
 NEAR = 0.5  # share of common runs (Jaccard) from which two texts are nearly the same
 _LATIN_OK = 0.995  # share of letters that must be Latin
 
@@ -83,56 +60,50 @@ def language(c: Candidate) -> str | None:
 
 def repetition(c: Candidate) -> str | None:
     """Lines or phrases that come again and again."""
-    lines = [" ".join(words(line)) for line in c.lines]
-    counts = Counter(line for line in lines if len(line) > 10)
-    if sum(n - 1 for n in counts.values()) > max(2, len(lines) // 4) or max(counts.values(), default=0) > 4:
-        return "repetition"
-    found = words(c.text)
-    if len(found) >= 40:
-        runs = Counter(zip(found, found[1:], found[2:], found[3:], strict=False))
-        if sum(n - 1 for n in runs.values()) > 0.2 * len(found):
-            return "repetition"
-    if re.search(r"\b(\w+)(?:\W+\1\b){3,}|([^\s.…])\2{7,}", c.text, re.IGNORECASE):
-        return "repetition"
-    data = c.text.encode()
-    return "repetition" if len(data) > 400 and len(zlib.compress(data, 9)) < 0.3 * len(data) else None
+    found, data = words(c.text), c.text.encode()
+    lines = Counter(line for line in (" ".join(words(line)) for line in c.lines) if len(line) > 10)
+    runs = Counter(zip(found, found[1:], found[2:], found[3:], strict=False))
+    again = (
+        lines.total() - len(lines) > max(2, len(c.lines) // 4)
+        or max(lines.values(), default=0) > 4
+        or (len(found) >= 40 and runs.total() - len(runs) > 0.2 * len(found))
+        or PATTERNS["stutter"].search(c.text)
+        or (len(data) > 400 and len(zlib.compress(data, 9)) < 0.3 * len(data))
+    )
+    return "repetition" if again else None
 
 
 def form(c: Candidate) -> str | None:
     """Prose where verse was asked for, or the other way round; a dialogue in which nobody speaks."""
-    lines = c.lines
-    short = sum(len(line.split()) <= 14 and len(line) <= 80 for line in lines) / max(1, len(lines))
-    if c.kind.form == "verse":
-        return None if len(lines) >= 4 and short >= 0.85 else "no verse"
-    if c.kind.form == "dialogue":
-        return None if len(_SAYING.findall(c.text)) >= 4 else "no dialogue"
-    long = [line for line in lines if len(line) > 120]
-    return None if sum(map(len, long)) >= 0.4 * len(c.text) else "no prose"
+    short = [line for line in c.lines if len(line.split()) <= 14 and len(line) <= 80]
+    fits = {
+        "verse": len(c.lines) >= 4 and len(short) >= 0.85 * len(c.lines),
+        "dialogue": len(PATTERNS["saying"].findall(c.text)) >= 4,
+        "prose": sum(len(line) for line in c.lines if len(line) > 120) >= 0.4 * len(c.text),
+    }
+    return None if fits[c.kind.form] else f"no {c.kind.form}"
 
 
 CHECKS: dict[str, Callable[[Candidate], str | None]] = {
-    "truncated": lambda c: None if c.finished else TRUNCATED,  # not ended by the model, as at --max-new-tokens
-    "refusal": lambda c: "refusal" if _REFUSAL.search(c.text) else None,  # before the length: it is short, too
-    "length": length,
-    "boilerplate": lambda c: "boilerplate" if _BOILERPLATE.search(c.text) else None,
+    "truncated": lambda c: None if c.finished else TRUNCATED,  # not ended by the model, as at `max_new_tokens`
+    "refusal": lambda c: "refusal" if PATTERNS["refusal"].search(c.text) else None,
+    "length": length,  # after refusals, which are short, too
+    "boilerplate": lambda c: "boilerplate" if PATTERNS["boilerplate"].search(c.text) else None,
     "language": language,
     "repetition": repetition,
     "verse": form,
-    "ending": lambda c: None if _END.search(c.text) else "unfinished",
+    "ending": lambda c: None if PATTERNS["ending"].search(c.text) else "unfinished",
 }
 OTHER_TEXTS = ("duplicates", "quotes")  # the filters that compare with other texts
 _LATIN = {"fr", "en", "de", "es", "it", "pt", "nl", "ca", "ro", "pl", "sv", "da", "no", "fi", "cs", "hu"}
 
 
 def choose(wanted: str) -> tuple[str, ...]:
-    """The filters that `--filters` names. Raises `UserError` for one that does not exist."""
+    """The filters that the setting names. Raises `UserError` for one that does not exist."""
     names = (*CHECKS, *OTHER_TEXTS)
-    if wanted in ("all", "none"):
-        return names if wanted == "all" else ()
-    chosen = [name.strip() for name in wanted.split(",")]
-    for name in chosen:
-        if name not in names:
-            raise UserError(f"--filters: {name!r} is not one; there are all, none, and {', '.join(names)}")
+    chosen = {"all": names, "none": ()}.get(wanted, [name.strip() for name in wanted.split(",")])
+    if unknown := [name for name in chosen if name not in names]:
+        raise UserError(f"`filters`: {unknown[0]!r} is not one; there are all, none, and {', '.join(names)}")
     return tuple(name for name in names if name in chosen)
 
 
@@ -193,10 +164,9 @@ def check(candidate: Candidate, chosen: Sequence[str]) -> str | None:
 
 def _stretches(text: str, least: int) -> list[str]:
     """The text in paragraphs or lines, joined until each stretch has `least` characters; a short rest is left out."""
-    out, current = [], ""
+    out = [""]
     for line in text.split("\n"):
-        current += line + "\n"
-        if len(current) >= least:
-            out.append(current)
-            current = ""
-    return out
+        out[-1] += line + "\n"
+        if len(out[-1]) >= least:
+            out.append("")
+    return out[:-1]

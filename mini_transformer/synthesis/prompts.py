@@ -9,6 +9,7 @@ import hashlib
 import random
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 FORMS = ("verse", "prose", "dialogue")
-_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -87,68 +88,72 @@ def load(path: Path, language: str) -> Recipe:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a mark of UTF-8
         raw = tomllib.loads(text)
+        _check(raw, _RECIPE)
+        if language not in raw["languages"]:
+            raise UserError(f"`language`: {language} is not in {path.name}, which has {', '.join(raw['languages'])}")
+        return _recipe(raw, raw["languages"][language].strip(), hashlib.sha256(text.encode()).hexdigest()[:16])
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not in UTF-8, as a recipe must be; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: no valid TOML: {error}") from None
+    except ValueError as error:
+        problem = "no valid TOML: " * isinstance(error, tomllib.TOMLDecodeError)
+        raise UserError(f"{path}: {problem}{error}") from None
 
-    def require(met: bool, problem: str) -> None:
-        if not met:
-            raise UserError(f"{path}: {problem}")
 
-    def only(table: dict[str, Any], names: tuple[str, ...], where: str) -> None:
-        for name in table:
-            require(name in names, f"{where}{name}: unknown; there are {', '.join(names)}")
+# What a recipe has in it: of each entry a check, and the same in words. `*` stands for any name.
+_TEXT = (lambda value: isinstance(value, str) and value.strip(), "a text")
+_TEXTS = (lambda value: isinstance(value, list) and value and all(map(_TEXT[0], value)), "a list of texts, none empty")
+_RANGE = (
+    lambda value: isinstance(value, list) and [type(n) for n in value] == [int, int] and 1 <= value[0] <= value[1],
+    "[fewest, most]",
+)
+_SHARE = (lambda value: type(value) is int and 1 <= value <= 100, "a whole number from 1 to 100")
+_FORM = (lambda value: value in FORMS, f"one of {', '.join(FORMS)}")
+_KIND = {"form": _FORM, "words": _RANGE, "share": _SHARE, "prompt": _TEXT}
+_RECIPE = {"system": _TEXT, "languages": {"*": _TEXT}, "kinds": {"*": _KIND}, "slots": {"*": _TEXTS}}
+_DEFAULTS = {"words": [1, 10_000], "share": 1}
 
-    def table_of(name: str) -> dict[str, Any]:
-        good = isinstance(raw.get(name), dict) and raw[name] != {}
-        require(good, f"{name}: expected a table [{name}] with at least one entry")
-        return raw[name]
 
-    def text_of(table: dict[str, Any], name: str, where: str = "") -> str:
-        value = table.get(name, "nothing")
-        good = name in table and isinstance(value, str) and value.strip() != ""
-        require(good, f"{where}{name}: expected a text, found {value!r}")
-        return value.strip()
+def _check(value: Any, expected: Any, where: str = "") -> None:
+    """Raises `ValueError` naming the first entry that is wrong."""
+    if not isinstance(expected, dict):
+        fits, words = expected
+        _require(fits(value), f"{where}: expected {words}, found {'nothing' if value is None else repr(value):.80}")
+        return
+    _require(isinstance(value, dict) and value != {}, f"{where}: expected a table with at least one entry")
+    for name in value if "*" in expected else {**value, **expected}:
+        place = f"{where}.{name}".lstrip(".")
+        _require("*" in expected or name in expected, f"{place}: unknown; there are {', '.join(expected)}")
+        _check(value.get(name, _DEFAULTS.get(name)), expected.get(name, expected.get("*")), place)
 
-    def no_braces(text: str, where: str) -> None:
-        brace = re.search(r".{0,10}[{}].{0,10}", text)
-        found = brace[0].strip() if brace else ""
-        require(not brace, f"{where}: a brace that holds no place, at {found!r}; only {{name}} of a slot does")
 
-    only(raw, ("system", "languages", "kinds", "slots"), "")
-    languages, kinds, slots = table_of("languages"), [], table_of("slots")
-    if language not in languages:
-        raise UserError(f"--language: {language} is not in {path.name}, which has {', '.join(languages)}")
+def _recipe(raw: dict[str, Any], language: str, digest: str) -> Recipe:
+    slots, kinds, used = raw["slots"], [], set[str]()
+    for name, entry in raw["kinds"].items():
+        form, words, share, prompt = ({**_DEFAULTS, **entry}[key] for key in _KIND)
+        prompt = prompt.strip().replace("{language}", language)
+        its_slots = _places(prompt, slots, f"kinds.{name}.prompt")
+        kinds.append(Kind(name, form, (words[0], words[1]), share, prompt, its_slots))
+        used.update(its_slots)
     for name, values in slots.items():
-        good = isinstance(values, list) and values != [] and all(isinstance(v, str) and v.strip() for v in values)
-        require(good, f"slots.{name}: expected a list of texts, none of them empty")
         for value in values:
-            require(values.count(value) == 1, f"slots.{name}: {value!r} stands there twice")
-            no_braces(value, f"slots.{name}")
-    language_name = text_of(languages, language, "languages.")
-    for name, entry in table_of("kinds").items():
-        where = f"kinds.{name}."
-        require(isinstance(entry, dict), f"kinds.{name}: expected a table")
-        only(entry, ("form", "words", "share", "prompt"), where)
-        form, words, share = entry.get("form"), entry.get("words", [1, 10_000]), entry.get("share", 1)
-        require(form in FORMS, f"{where}form: {form!r} is not one of {', '.join(FORMS)}")
-        good = isinstance(words, list) and [type(n) for n in words] == [int, int] and 1 <= words[0] <= words[1]
-        require(good, f"{where}words: expected [fewest, most], found {words!r}")
-        good = type(share) is int and 1 <= share <= 100
-        require(good, f"{where}share: expected a whole number from 1 to 100, found {share!r}")
-        prompt = text_of(entry, "prompt", where).replace("{language}", language_name)
-        used = tuple(dict.fromkeys(_PLACEHOLDER.findall(prompt)))
-        for slot in used:
-            require(slot in slots, f"{where}prompt: {{{slot}}} is none of the slots {', '.join(slots)}")
-        no_braces(_PLACEHOLDER.sub("", prompt), f"{where}prompt")
-        kinds.append(Kind(name, form, (words[0], words[1]), share, prompt, used))
-    for name in slots:
-        used_somewhere = any(name in kind.slots for kind in kinds)
-        require(used_somewhere, f"slots.{name}: no prompt has {{{name}}}; use it or take it out")
-    system = text_of(raw, "system").replace("{language}", language_name)
-    no_braces(system, "system")
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            _require(values.count(value) == 1, f"slots.{name}: {value!r} stands there twice")
+            _places(value, (), f"slots.{name}")
+        _require(name in used, f"slots.{name}: no prompt has {{{name}}}; use it or take it out")
+    system = raw["system"].strip().replace("{language}", language)
+    _places(system, (), "system")
     return Recipe(system, tuple(kinds), {name: tuple(values) for name, values in slots.items()}, digest)
+
+
+def _places(text: str, slots: Iterable[str], where: str) -> tuple[str, ...]:
+    """The slots that a text has places for, once each. Raises `ValueError` for a brace that is no place of `slots`."""
+    found = re.findall(r"\{[^{}]*\}|[{}]", text)
+    for place in found:
+        _require(place[1:-1] in slots, f"{where}: {place} is none of the slots {', '.join(slots) or '(none here)'}")
+    return tuple(dict.fromkeys(place[1:-1] for place in found))
+
+
+def _require(met: Any, problem: str) -> None:
+    if not met:
+        raise ValueError(problem)

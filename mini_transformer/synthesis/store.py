@@ -1,6 +1,6 @@
 """What a run leaves on disk, so that killed at any moment it goes on where it was.
 
-For `--out data_mix.txt`:
+For the setting `out` data_mix.txt:
 
     data_mix.jsonl   the settings; then one line per sample, kept or rejected, and after each batch a marker
     data_mix.txt     the training text: derived from the samples that were kept, and completed at each start
@@ -19,11 +19,11 @@ from typing import Any
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing, try_lock
+from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 
-DOCUMENT_SEPARATOR = "\n\n\n"  # two blank lines
 MARKER = "samples_so_far"  # the only key of a marker: a number, by which lines that were taken out are noticed
 NEEDED = {"number", "attempt", "rejected", "tokens", "kind", "text"}
-BY_DIGEST = ("--recipe", "--avoid")  # settings that are recorded as the digest of a text
+BY_DIGEST = ("recipe", "avoid")  # settings that are recorded as the digest of a text
 
 Record = dict[str, Any]
 
@@ -64,7 +64,7 @@ class Store:
     def __init__(self, out: Path, settings: Record, part: tuple[int, int] = (0, 1), overwrite: bool = False) -> None:
         """`part` (i, n): of each n samples the i-th, from 0, is this run's."""
         if out.is_dir():
-            raise UserError(f"--out: {out} is a folder, not a file")
+            raise UserError(f"`out`: {out} is a folder, not a file")
         self.text, self.samples = out, out.with_suffix(".jsonl")
         self.progress, self._settings, self._new = Progress(*part), settings, True
         try:
@@ -77,7 +77,7 @@ class Store:
                 self.close()
                 raise
         except OSError as error:
-            raise UserError(f"--out: {out} cannot be written ({error.strerror})") from None
+            raise UserError(f"`out`: {out} cannot be written ({error.strerror})") from None
 
     def commit(self, records: list[Record]) -> None:
         """Add what a batch gave: all of it or nothing, whenever the process is killed.
@@ -90,8 +90,8 @@ class Store:
             with ThreadPoolExecutor(1) as thread:  # which Ctrl-C does not reach, and waits for
                 thread.submit(self._write, records).result()
         except OSError as error:
-            problem = f"cannot be written ({error.strerror}); the samples so far are kept"
-            raise UserError(f"--out: {self.text} {problem}") from None
+            reason = f"{error.strerror}); the samples so far are kept"
+            raise UserError(f"`out`: {self.text} cannot be written ({reason}") from None
 
     def close(self) -> None:
         """Close the files; another process may go on. A run that got nothing leaves nothing behind."""
@@ -117,17 +117,15 @@ class Store:
         # A file without a name is one that another process, which got nothing, took away at this moment.
         if not try_lock(self._file) or not os.fstat(self._file.fileno()).st_nlink:
             self._created = False
-            raise UserError(f"--out: another process is writing {self.text}; machines that share the work need --shard")
-        there, other = self.text.read_bytes(), "take another --out, or --overwrite to replace it"
+            raise UserError(f"`out`: another process is writing {self.text}; machines that share the work need `shard`")
+        there, other = self.text.read_bytes(), "take another `out`, or `overwrite` to replace it"
         if overwrite or not (there or self.samples.exists()):
             return
         if not self.samples.exists():
-            raise UserError(f"--out: {self.text} is there, but no run of ours; {other}")
+            raise UserError(f"`out`: {self.text} is there, but no run of ours; {other}")
         settings, records, size = read_run(self.samples)
-        if name := difference(settings, self._settings):
-            both = f"{settings.get(name)} there, {self._settings[name]} here"
-            both = "the text is another one" if name in BY_DIGEST else both
-            raise UserError(f"--out: {self.text} holds samples of other settings ({name}: {both}); {other}")
+        if differs := difference(settings, self._settings):
+            raise UserError(f"`out`: {self.text} holds samples of other settings ({differs}); {other}")
         try:
             for record in records:
                 self.progress.add(record)
@@ -135,8 +133,8 @@ class Store:
         except (LookupError, TypeError, ValueError):
             raise _damaged(self.samples) from None
         if not text.startswith(there):
-            problem = f"changed by hand (it is derived from {self.samples.name}): move your version away, then start"
-            raise UserError(f"{self.text}: {problem} again")
+            problem = f"changed by hand (it is derived from {self.samples.name})"
+            raise UserError(f"{self.text}: {problem}: move your version away, then start again")
         os.truncate(self.samples, size)
         _append(self._file, text[len(there) :])
         self._new = False
@@ -157,13 +155,15 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Record], int]:
         raise _damaged(path) from None
 
 
-def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """The first setting of `here` that is another one there."""
-    return next((name for name in here if there.get(name) != here[name]), None)
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first setting of `here` that is another one there, in words; empty if there is none."""
+    name = next((name for name in here if there.get(name) != here[name]), None)
+    both = "the text is another one" if name in BY_DIGEST else name and f"{there.get(name)}, not {here[name]}"
+    return f"`{name}`: {both}" if name else ""
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path}: changed by hand, or no run of ours; put it back, or --overwrite to start anew")
+    return UserError(f"{path}: changed by hand, or no run of ours; put it back, or `overwrite` to start anew")
 
 
 def _lines(*records: Record) -> bytes:

@@ -49,7 +49,7 @@ def test_a_whole_run(call: Call, instruct_model: Path, tmp_path: Path) -> None:
         assert record["seed"] == sample_seed(1337, record["number"], record["attempt"])
         assert record["finished"] == (record["tokens"] < 24)
     assert {record["finished"] for record in found} == {True, False}
-    assert lines(out)[0]["settings"]["--model"] == str(instruct_model)
+    assert lines(out)[0]["settings"]["model"] == str(instruct_model)
     summary = told[told.index("\n\n- 21 samples kept of") :]
     assert "\n- kinds: " in summary
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mix.jsonl", "mix.txt"]
@@ -68,7 +68,7 @@ def test_a_whole_run(call: Call, instruct_model: Path, tmp_path: Path) -> None:
 
     code, _, err = call("generate-data", *flags(instruct_model, out, "--samples", 40, "--temperature", 0.5))
     assert code == 2
-    assert "samples of other settings (--temperature: 0.9 there, 0.5 here)" in err
+    assert "samples of other settings (--temperature: 0.9, not 0.5)" in err
     assert err.count("\n") == 1
 
 
@@ -170,7 +170,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(instruct_model: Path) -> Non
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     writer._model.generate = none
-    with pytest.raises(UserError, match="out of memory on cpu with a single sample: lower --max-new-tokens"):
+    with pytest.raises(UserError, match="out of memory on cpu with a single sample: lower `max_new_tokens`"):
         writer.generate(tasks(0, 1))
 
 
@@ -181,9 +181,9 @@ def test_models_that_will_not_do(instruct_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no chat template; an instruct model is needed"):
         engine(base)
     (base / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"--model: .*base cannot be loaded: "):
+    with pytest.raises(UserError, match=r"`model`: .*base cannot be loaded: "):
         engine(base)
-    with pytest.raises(UserError, match=r"--model: \./nowhere: there is no such folder"):
+    with pytest.raises(UserError, match=r"`model`: \./nowhere: there is no such folder"):
         engine("./nowhere")
 
 
@@ -252,7 +252,7 @@ def test_a_template_without_a_system_role(instruct_model: Path, tmp_path: Path) 
 
 
 def test_4_bits_need_an_nvidia_gpu(instruct_model: Path) -> None:
-    with pytest.raises(UserError, match="--quantize 4bit: needs an NVIDIA GPU, and this runs on cpu"):
+    with pytest.raises(UserError, match="`quantize` 4bit: needs an NVIDIA GPU, and this runs on cpu"):
         engine(instruct_model, quantize="4bit")
 
 

@@ -107,7 +107,7 @@ def good(kind: str, number: int) -> str:
 
 def scripted(tmp_path: Path, answer: Callable[[Task], str], **changes: Any) -> tuple[Scripted, Store]:
     config = SynthesisConfig(**{"out": tmp_path / "mix.txt", "samples": 10, "filters": "all"} | changes)
-    store = Store(config.out, {"--filters": config.filters}, config.part)
+    store = Store(config.out, {"filters": config.filters}, config.part)
     engine = Scripted(answer)
     kept = [record["text"] for record in store.progress.kept]
     pipeline = FilterPipeline(choose(config.filters), "fr", ["la lune est un gâteau que la nuit"], kept)
@@ -225,7 +225,7 @@ def test_shards_share_the_work_and_merge_without_duplicates(call: Call, instruct
 def test_merging_rejects_what_two_machines_wrote_alike(call: Call, tmp_path: Path) -> None:
     text = good("fable", 0).strip()
     for i in (0, 1):
-        store = Store(tmp_path / f"{i}.txt", {"--filters": "duplicates", "--shard": f"{i + 1}/2"}, (i, 2))
+        store = Store(tmp_path / f"{i}.txt", {"filters": "duplicates", "shard": f"{i + 1}/2"}, (i, 2))
         record = {"number": i, "attempt": 0, "kind": "fable", "tokens": 90, "rejected": None}
         store.commit([record | {"text": text.replace("frileux", "frileux et sage") if i else text}])
         store.close()

@@ -249,7 +249,7 @@ def test_a_key_that_cannot_be_one(server: Server, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("rest", ["?api-version=3", "?", "#top"])
 def test_an_address_with_a_query_is_refused(rest: str) -> None:
     config = SynthesisConfig(engine="openai", base_url=f"http://127.0.0.1:9/v1{rest}")
-    with pytest.raises(UserError, match=r"--base-url: no address of a server; expected .*, no query"):
+    with pytest.raises(UserError, match=r"`base_url`: no address of a server; expected .*, no query"):
         check(config)
 
 

@@ -35,7 +35,7 @@ def test_overwriting_waits_until_there_is_something_new(server: Server, call: Ca
     server.plan = lambda seed, nth: "answer"
     assert call("generate-data", *words(server, out, "--samples", 3, "--seed", 2, "--overwrite"))[0] == 0
     check_outputs(out, range(3))
-    assert lines(out)[0]["settings"]["--seed"] == 2
+    assert lines(out)[0]["settings"]["seed"] == 2
 
 
 def test_a_run_that_got_nothing_binds_nobody(server: Server, call: Call, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mini_transformer.synthesis.store import Record, Store
 from tests.conftest import ROOT, spawn
 from tests.synthesis.conftest import check_outputs, records, rejected
 
-SETTINGS = {"--model": "m", "--seed": 1}
+SETTINGS = {"model": "m", "seed": 1}
 
 
 def sample(number: int, text: str, reason: str | None = None) -> Record:
@@ -97,10 +97,10 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     fill(store, range(2))
     store.close()
     content = out.read_bytes()
-    with pytest.raises(UserError, match=r"other settings \(--seed: 1 there, 2 here\)"):
-        Store(out, SETTINGS | {"--seed": 2})
+    with pytest.raises(UserError, match=r"other settings \(`seed`: 1, not 2\)"):
+        Store(out, SETTINGS | {"seed": 2})
     assert out.read_bytes() == content
-    new = Store(out, SETTINGS | {"--seed": 2}, overwrite=True)
+    new = Store(out, SETTINGS | {"seed": 2}, overwrite=True)
     assert out.read_bytes() == content  # until there is something to put in its place
     new.commit([sample(0, "Neuf")])
     new.close()
@@ -187,7 +187,7 @@ def test_a_killed_overwriting_leaves_the_old_run_or_the_new_one(
     fill(store, range(4))
     store.close()
     old = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    other = SETTINGS | {"--seed": 2}
+    other = SETTINGS | {"seed": 2}
     for killed in ("replacing", "_append"):  # before the samples are replaced, and before the text follows
         with monkeypatch.context() as context:
             context.setattr(f"mini_transformer.synthesis.store.{killed}", lambda *_: 1 / 0)
@@ -227,7 +227,7 @@ store.close()
     process = spawn(["-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"], tmp_path)
     told, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert told == "--out: mix.txt cannot be written (File too large); the samples so far are kept\n" * 4
+    assert told == "`out`: mix.txt cannot be written (File too large); the samples so far are kept\n" * 4
     check_outputs(tmp_path / "mix.txt", [0, 2])
 
 
@@ -250,4 +250,4 @@ def test_a_folder_of_a_model_is_the_same_however_it_is_written(tmp_path: Path, m
     names = ("folder/model/", "./folder/model", str(tmp_path / "folder" / "model"), "folder/model")
     recorded = [config.settings(SynthesisConfig(model=name), {}) for name in names]
     assert all(settings == recorded[0] for settings in recorded)
-    assert config.settings(SynthesisConfig(model="model"), {})["--model"] == "model"
+    assert config.settings(SynthesisConfig(model="model"), {})["model"] == "model"

@@ -23,7 +23,7 @@ class Output:
     task: Task
     text: str
     tokens: int
-    finished: bool  # the model ended by itself; otherwise it was truncated, as at --max-new-tokens
+    finished: bool  # the model ended by itself; otherwise it was truncated, as at `max_new_tokens`
 
 
 class Engine(Protocol):

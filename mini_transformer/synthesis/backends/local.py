@@ -1,6 +1,5 @@
 """The model on this machine, through `transformers`: whole batches, every sample from its own seed."""
 
-import importlib.util
 import math
 import os
 import re
@@ -20,7 +19,7 @@ from transformers.utils import logging
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import describe_device, pick_device, pick_precision
 from mini_transformer.synthesis.backends import Output, Task
-from mini_transformer.synthesis.config import SynthesisConfig
+from mini_transformer.synthesis.config import SynthesisConfig, check_packages
 
 # How devices other than CUDA say it.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -56,18 +55,22 @@ class LocalEngine:
         if not os.isatty(2):
             logging.disable_progress_bar()
         self._tokenizer, self._model = _load(config, self._device, precision)
-        if not self._tokenizer.encode("Une fable"):
-            raise UserError(f"--model: {config.model} has no tokenizer; copy its tokenizer.json beside the weights")
-        if not self._tokenizer.chat_template:
-            raise UserError(f"--model: {config.model} has no chat template; an instruct model is needed")
-        self._chat("system", "prompt")  # raises now rather than in the middle of the work
-        self._tokenizer.padding_side = "left"
         ends = self._model.generation_config.eos_token_id
         self._ends = {*(ends if isinstance(ends, list) else [ends]), self._tokenizer.eos_token_id} - {None}
-        if not self._ends:
-            raise UserError(f"--model: {config.model} names no token that ends an answer (eos_token_id)")
+        for there, lacks in (
+            (self._tokenizer.encode("Une fable"), "has no tokenizer; copy its tokenizer.json beside the weights"),
+            (self._tokenizer.chat_template, "has no chat template; an instruct model is needed"),
+            (self._ends, "names no token that ends an answer (eos_token_id)"),
+        ):
+            if not there:
+                raise UserError(f"`model`: {config.model} {lacks}")
+        self._chat("system", "prompt")  # raises now rather than in the middle of the work
+        self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
+        # The processors sample, row by row. What else the model asks for, such as a penalty of repetitions, stays.
+        stop = dict(eos_token_id=sorted(self._ends), pad_token_id=self._tokenizer.pad_token_id)
+        self._model.generation_config.update(do_sample=False, max_new_tokens=config.max_new_tokens, **stop)
 
     def generate(self, tasks: Sequence[Task]) -> list[Output]:
         """Write all tasks; where memory does not suffice, in halves of the batch from then on."""
@@ -80,10 +83,9 @@ class LocalEngine:
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-            if torch.cuda.is_available():  # outside of the `except`, whose error holds on to the memory
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # outside of the `except`, whose error holds on to the memory
             if len(chunk) == 1:
-                advice = "lower --max-new-tokens, take --quantize 4bit or a smaller --model"
+                advice = "lower `max_new_tokens`, take `quantize` 4bit or a smaller `model`"
                 raise UserError(f"out of memory on {self._device} with a single sample: {advice}")
             self.concurrency = len(chunk) // 2
             self._log(f"Out of memory on {self._device}: the batch is halved to {self.concurrency}")
@@ -94,41 +96,31 @@ class LocalEngine:
 
     def _generate(self, tasks: Sequence[Task]) -> list[Output]:
         chats = [self._chat(task.prompt.system, task.prompt.text) for task in tasks]
-        prompts = self._tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
+        how = dict(return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
+        prompts = self._tokenizer(chats, **how).to(self._device)
         length, most = prompts["input_ids"].shape[1], self._config.max_new_tokens
         positions = getattr(self._model.config, "max_position_embeddings", None) or math.inf
         if length + most > positions and not self._warned:
             self._warned = True
             beyond = f"the {positions} positions that {self._config.model} was made for"
             self._log(f"Warning: a prompt of {length} tokens and --max-new-tokens {most} go beyond {beyond}")
+        processors = transformers.LogitsProcessorList()
+        if self._config.temperature > 0:
+            processors.append(transformers.TemperatureLogitsWarper(self._config.temperature))
+            processors.append(transformers.TopPLogitsWarper(self._config.top_p))
+            processors.append(SeededSampling([task.seed for task in tasks], self._device))
         with torch.inference_mode():
-            sequences = self._model.generate(
-                input_ids=prompts["input_ids"].to(self._device),
-                attention_mask=prompts["attention_mask"].to(self._device),
-                do_sample=False,  # the processors sample, row by row
-                logits_processor=self._processors(tasks),
-                max_new_tokens=most,
-                eos_token_id=sorted(self._ends),
-                pad_token_id=self._tokenizer.pad_token_id,
-            )
+            sequences = self._model.generate(**prompts, logits_processor=processors)
         return [self._output(task, row) for task, row in zip(tasks, sequences[:, length:].tolist(), strict=True)]
 
     def _chat(self, system: str, text: str) -> str:
-        alone = [{"role": "user", "content": f"{system}\n\n{text}"}]  # some models know no system role
-        for messages in ([{"role": "system", "content": system}, {"role": "user", "content": text}], alone):
+        both = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        for messages in (both, [{"role": "user", "content": f"{system}\n\n{text}"}]):  # some know no system role
             try:
                 return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             except (TemplateError, TypeError) as error:
                 reason = _one_line(error)
-        raise UserError(f"--model: the chat template of {self._config.model} does not work: {reason}")
-
-    def _processors(self, tasks: Sequence[Task]) -> transformers.LogitsProcessorList:
-        temperature, top_p = self._config.temperature, self._config.top_p
-        if temperature == 0:
-            return transformers.LogitsProcessorList()
-        sampling = SeededSampling([task.seed for task in tasks], self._device)
-        chosen = [transformers.TopPLogitsWarper(top_p), sampling] if top_p < 1 else [sampling]
-        return transformers.LogitsProcessorList([transformers.TemperatureLogitsWarper(temperature), *chosen])
+        raise UserError(f"`model`: the chat template of {self._config.model} does not work: {reason}")
 
     def _output(self, task: Task, tokens: list[int]) -> Output:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
@@ -141,29 +133,26 @@ def _load(config: SynthesisConfig, device: torch.device, precision: torch.dtype)
     name, choices = config.model, dict[str, Any](dtype=precision)
     if config.quantize:
         if device.type != "cuda":
-            raise UserError(f"--quantize 4bit: needs an NVIDIA GPU, and this runs on {device}; leave --quantize out")
-        for package in ("bitsandbytes", "accelerate"):
-            if importlib.util.find_spec(package) is None:
-                raise UserError(f"--quantize 4bit: the Python package {package!r} is missing: pip install {package}")
-        choices["device_map"] = {"": device}
+            raise UserError(f"`quantize` 4bit: needs an NVIDIA GPU, and this runs on {device}; leave `quantize` out")
+        check_packages("bitsandbytes", "accelerate", source="bitsandbytes accelerate")
         nf4 = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision)
         choices["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
+        choices["device_map"] = {"": device}
     from_cache = not Path(name).is_dir() and _must_be_cached(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=from_cache)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, local_files_only=from_cache, **choices)
         return tokenizer, (model if config.quantize else model.to(device)).eval()
     except Exception as error:  # whatever the libraries make of a folder with damaged or missing files
-        reason = _one_line(error)
-        if "ignore_mismatched_sizes" in reason:  # a setting that is not ours; the sizes are in a report above
-            reason = "its weights do not have the sizes that its config.json tells"
-        problem = f"--model: {name} cannot be loaded: {reason}"
+        sizes = "ignore_mismatched_sizes" in str(error)  # a setting that is not ours
+        reason = "its weights do not have the sizes that its config.json tells" if sizes else _one_line(error)
+        problem = f"`model`: {name} cannot be loaded: {reason}"
         if _is_out_of_memory(error):
-            problem = f"out of memory on {device} while loading {name}: try --quantize 4bit, or a smaller --model"
+            problem = f"out of memory on {device} while loading {name}: try `quantize` 4bit, or a smaller `model`"
         elif from_cache and isinstance(error, (OSError, ValueError)):
-            problem = (
-                f"--model: {name} is not in the cache of this machine, and the Hub cannot be reached; with a network, "
-                f"`hf download {name}` fetches it; without, copy its folder here and name it: --model FOLDER"
+            problem = f"`model`: {name} is not in the cache of this machine, and the Hub cannot be reached; with a "
+            problem += (
+                f"network, `hf download {name}` fetches it; without, copy its folder here and name it: `model` FOLDER"
             )
         raise UserError(problem) from None
 
@@ -171,11 +160,11 @@ def _load(config: SynthesisConfig, device: torch.device, precision: torch.dtype)
 def _must_be_cached(name: str) -> bool:
     """Whether the Hub is out of reach. Raises `UserError` if it has no such model."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"--model: {name}: there is no such folder")
+        raise UserError(f"`model`: {name}: there is no such folder")
     try:
         HfApi().model_info(name, timeout=10)  # asking first is quicker than the many retries of a download
     except RepositoryNotFoundError:
-        raise UserError(f"--model: {name} is not on the Hub (or needs a login: `hf auth login`)") from None
+        raise UserError(f"`model`: {name} is not on the Hub (or needs a login: `hf auth login`)") from None
     except Exception:  # no network, a proxy, an offline setting: the cache decides
         return True
     return False
@@ -186,4 +175,5 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+    """The reason in one line, and without backticks: those stand around names of settings."""
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...").replace("`", "'")

@@ -28,12 +28,10 @@ TIMEOUT = 600.0  # seconds for one request, the client's own retries included
 PATIENCE = 600.0  # seconds without any answer: enough for a server to start again and load its model
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before asking again; twice as long each time
 LARGEST_ANSWER = 4_000_000  # bytes: far more than the longest sample takes
+HINTS = dict.fromkeys((401, 403), f": is {KEY} set to the right key?")
+HINTS |= {404: ": does it know the model {model}, and does the address end in /v1?"}
 BETWEEN_LINES = 10.0  # seconds: a server in trouble is not reported for each of a hundred requests
 TRUNCATED = ("length", "content_filter", "abort", "error")  # reasons to finish that are not the end of the text
-
-
-class RetryableError(Exception):
-    """A failure that may go away by itself."""
 
 
 class ServerEngine:
@@ -54,7 +52,7 @@ class ServerEngine:
                 api_key=self._key or "none", base_url=config.base_url, timeout=connecting, http_client=http
             )
         except Exception as error:  # whatever the URL class of the client's HTTP library raises
-            raise UserError(f"--base-url: no address of a server ({error})") from None
+            raise UserError(f"`base_url`: no address of a server ({error})") from None
         self._headers = {} if self._key else {"Authorization": openai.Omit()}
         self._last_line = float("-inf")  # when a failure was last reported
         self._failing_since: float | None = None  # the first failure after the last answer
@@ -89,12 +87,12 @@ class ServerEngine:
                     output = _output(task, await self._ask(task))
                 self._failing_since = None
                 return output
-            except (RetryableError, openai.APIError, TimeoutError) as error:
+            except (ConnectionError, openai.APIError, TimeoutError) as error:
                 failure, now = _reason(error), time.monotonic()
             self._failing_since = self._failing_since or now
             if now - self._failing_since >= PATIENCE:
                 raise UserError(
-                    f"--base-url: {self.place} has answered nothing for {PATIENCE / 60:.3g} minutes ({failure}); the "
+                    f"`base_url`: {self.place} has answered nothing for {PATIENCE / 60:.3g} minutes ({failure}); the "
                     "samples so far are kept, and the same command goes on"
                 )
             seconds = pause * random.uniform(0.5, 1.0)  # not all requests at the same moment
@@ -119,32 +117,31 @@ class ServerEngine:
             try:
                 return await _read(response.iter_bytes(), LARGEST_ANSWER + 1)
             except Exception as error:  # whatever the client's HTTP library raises when an answer breaks off
-                raise RetryableError(f"connection lost ({type(error).__name__})") from None
+                raise ConnectionError(f"connection lost ({type(error).__name__})") from None
 
     async def _check_status(self, response: Any) -> None:
         """Called before the body is read: that of an error is not read to its end, which may never come.
 
         Raises `UserError` for a status that asking again would not change; the client handles the others.
         """
-        status, hint = response.status_code, ""
+        status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
             await response.aclose()
         elif status != 200:
             words = self._safe((await _read(response.aiter_bytes(), 10_000)).decode(errors="replace"))
+            hint = HINTS.get(status, "").format(model=self._config.model)
             if response.has_redirect_location:
                 to = self._safe(response.headers["location"])
-                hint = f", a redirect to {to}; give that as --base-url, without /chat/completions"
-            elif status in (401, 403):
-                hint = f": is {KEY} set to the right key?"
-            elif status == 404:
-                hint = f": does it know the model {self._config.model}, and does the address end in /v1?"
-            raise UserError(
-                f"--base-url: {self.place} refuses with status {status}{hint} ({words or 'no reason given'})"
-            )
+                hint = f", a redirect to {to}; give that as `base_url`, without /chat/completions"
+            problem = f"refuses with status {status}{hint} ({words or 'no reason given'})"
+            raise UserError(f"`base_url`: {self.place} {problem}")
 
     def _safe(self, text: str) -> str:
-        """The beginning of what a server says, in one line; without the key, which some repeat in their complaint."""
-        line = " ".join(text.split())
+        """The beginning of what a server says, in one line; without the key, which some repeat in their complaint.
+
+        Nor with backticks: those stand around names of settings.
+        """
+        line = " ".join(text.replace("`", "'").split())
         return (line.replace(self._key, "[key]") if self._key else line)[:200]
 
 
@@ -159,9 +156,9 @@ async def _read(chunks: Any, most: int) -> bytes:
 
 
 def _output(task: Task, body: bytes) -> Output:
-    """What an answer holds. Raises `RetryableError` if it is too large or no chat completion."""
+    """What an answer holds. Raises `ConnectionError` if it is too large or no chat completion."""
     if len(body) > LARGEST_ANSWER:
-        raise RetryableError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
+        raise ConnectionError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
     try:
         answer = json.loads(body)
         choice, usage = answer["choices"][0], answer.get("usage") or {}
@@ -171,7 +168,7 @@ def _output(task: Task, body: bytes) -> Output:
             return Output(task, text, tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0, finished)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         pass
-    raise RetryableError("an answer that is no chat completion")
+    raise ConnectionError("an answer that is no chat completion")
 
 
 def _reason(error: Exception) -> str:
