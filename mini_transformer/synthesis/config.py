@@ -17,12 +17,8 @@ from mini_transformer.errors import UserError
 class SynthesisConfig:
     """What to write, with which model, and what to keep; files are compared by their text."""
 
-    out: Path = option(
-        Path("data_mix.txt"), "text to train on; FILE.jsonl beside it holds each sample", metavar="FILE", free=True
-    )
-    samples: int = option(
-        5000, "samples to end with; a finished file grows when this is raised", ge=1, le=10**9, free=True
-    )
+    out: Path = option(Path("data_mix.txt"), "text to train on; FILE.jsonl has each sample", metavar="FILE", free=True)
+    samples: int = option(5000, "number of samples; a finished file grows", ge=1, le=10**9, free=True)
     batch: int = option(8, "samples written at once (openai: requests in flight)", ge=1, le=4096, free=True)
     model: str = option("Qwen/Qwen2.5-7B-Instruct-1M", "instruct model: a folder, or a name on the Hub", metavar="NAME")
     engine: str = option("transformers", "on this machine, or a server", choices=("transformers", "openai"))
@@ -32,20 +28,12 @@ class SynthesisConfig:
     max_new_tokens: int = option(800, "longest sample, in tokens", ge=1)
     seed: int = option(1337, "seed of the prompts and of the sampling", ge=0, le=2**63 - 1)
     language: str = option("fr", "language to write in, by its two letters")
-    recipe: Path | None = option(
-        None, "kinds and slots to make prompts from, instead of the package's", metavar="FILE", free=True
-    )
+    recipe: Path | None = option(None, "kinds of text and slots, for the prompts", metavar="FILE", free=True)
     filters: str = option("all", "all, none, or a list such as language,verse (see docs/synthesis.md)")
-    avoid: tuple[Path, ...] = option(
-        (), "texts that no sample may quote (eight words in a row)", metavar="FILE", free=True
-    )
-    merge: tuple[Path, ...] = option(
-        (), "join these outputs of --shard in --out; writes nothing new", metavar="FILE", free=True
-    )
+    avoid: tuple[Path, ...] = option((), "texts that no sample may quote (eight words)", metavar="FILE", free=True)
+    merge: tuple[Path, ...] = option((), "join these outputs of --shard, and no more", metavar="FILE", free=True)
     encoding: str = option("utf-8", "encoding of the files of --avoid", free=True)
-    retries: int = option(
-        3, "times that a rejected sample is asked again, unless --temperature is 0", ge=0, le=100, free=True
-    )
+    retries: int = option(3, "times to ask a rejected sample again", ge=0, le=100, free=True)
     shard: str = option("1/1", "part of the work for this machine, such as 2/4", metavar="I/N")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"), free=True)
     gpu: str | None = option(None, "id of the GPU to use", metavar="ID", free=True)
