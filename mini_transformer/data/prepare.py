@@ -22,7 +22,7 @@ from mini_transformer.data.corpus import Corpus, SplitMode
 from mini_transformer.data.ngrams import MAX_RUNS, RUN, Contamination, ContaminationCheck
 from mini_transformer.data.reading import ReaderConfig
 from mini_transformer.data.sources import Sources
-from mini_transformer.data.stream import BatchSource, Integers, Mixture, TokenDocuments, TokenStream, TrainingStream
+from mini_transformer.data.stream import BatchSource, Mixture, TokenDocuments, TokenStream, TrainingStream
 from mini_transformer.data.tokenized import Title, TokenizedCorpus, tokenize
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import log
@@ -79,13 +79,16 @@ def prepare_data(config: TrainConfig) -> TrainingData:
         held_out = np.concatenate([found[corpus].validation.hashes for corpus in validation])
         for phase, group in zip(config.phases, groups, strict=True):
             for _, corpus in group:
-                found[corpus] = _without(found[corpus], held_out, phase)
+                train = found[corpus].train
+                known = np.isin(train.hashes, held_out)
+                if known.any() and not known.all():  # nothing would be left: the contamination tells
+                    log(f"{_names(phase)}: {known.sum()} documents are held out for validation, too, and left out")
+                    found[corpus] = replace(found[corpus], train=train.take(~known))
     phases = []
     for i, phase in enumerate(config.phases):
         replayed = groups[i - 1] if i and config.text.replay else []
         phases.append(_phase_data(phase, groups[i], replayed, found, tokenizer.eot_id, config))
-    splits = [found[corpus].validation for corpus in validation]
-    documents = TokenDocuments.joined(splits)
+    documents = TokenDocuments.joined([found[corpus].validation for corpus in validation])
     shortest = min(phases, key=lambda p: p.batches.epoch_tokens)
     if shortest.batches.epoch_tokens <= MIN_BLOCK or not len(documents):
         raise UserError(
@@ -187,15 +190,6 @@ def _tokenize(
     if is_cached and known is None:
         cache.keep("contamination", key, asdict(contamination))
     return found, contamination
-
-
-def _without(tokenized: TokenizedCorpus, held_out: Integers, phase: Phase) -> TokenizedCorpus:
-    """The same less all training documents that are among those held out for validation."""
-    known = np.isin(tokenized.train.hashes, held_out)
-    if not known.any() or known.all():  # nothing would be left: the contamination tells
-        return tokenized
-    log(f"{_names(phase)}: {known.sum()} documents are held out for validation, too, and left out")
-    return replace(tokenized, train=tokenized.train.take(~known))
 
 
 def _phase_data(

@@ -8,6 +8,7 @@ import io
 import lzma
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EISDIR, ENOENT
 from itertools import chain
@@ -65,20 +66,13 @@ def read_chunks(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: {why or f'cannot be read ({error})'}") from None
 
 
-def find_codec(encoding: str) -> codecs.CodecInfo:
-    """The codec of an encoding, by any of its names. Raises `UserError` if text files are not kept in it."""
-    try:
-        codec = codecs.lookup(encoding)
-    except (LookupError, UnicodeError, ValueError):
-        codec = None
-    if codec is None or not codec._is_text_encoding or codec.name.replace("_", "-") in _NOT_FOR_FILES:
-        raise UserError(f"`encoding`: {encoding!r} is not a known encoding; try utf-8, latin-1 or cp1252")
-    return codec
-
-
 def decode(path: Path, encoding: str) -> Iterator[str]:
     """The text of a file as is, in chunks. Raises `UserError` if it is not text of that encoding."""
-    codec, offset = find_codec(encoding), 0
+    codec, offset = None, 0
+    with suppress(LookupError, UnicodeError, ValueError):
+        codec = codecs.lookup(encoding)
+    if codec is None or not codec._is_text_encoding or codec.name.replace("_", "-") in _NOT_FOR_FILES:
+        raise UserError(f"`encoding`: {encoding!r} is not a known encoding; try utf-8, latin-1 or cp1252")
     decoder, wide = codec.incrementaldecoder(), codec.name.startswith(_WIDE)
     for chunk in chain(read_chunks(path), (b"",)):
         if not wide and not offset and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

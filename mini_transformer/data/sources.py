@@ -63,22 +63,6 @@ def text_files(path: Path) -> list[Path]:
     return [path]
 
 
-def _local_files(path: Path) -> list[Path]:
-    """The files on this machine that make up a source; none if it is on the Hub."""
-    if not hub.is_hub(path):
-        return text_files(path)
-    folder = hub.hub_folder(path)
-    return sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
-
-
-def file_stat(file: Path) -> list[int]:
-    """What changes when a file does: size and times. Raises `UserError` if it is missing."""
-    if not file.exists():
-        raise UserError(f"{file}: no such file")
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
 class Sources:
     """Sources whose documents follow each other as one text."""
 
@@ -91,7 +75,22 @@ class Sources:
         self.size = sum(size for size, *_ in self.stats.values())  # bytes on disk
 
     def _list(self) -> dict[Path, list[int]]:
-        return {file: file_stat(file) for path in self.paths for file in _local_files(path)}
+        """The files on this machine, and what changes when they do: size and times."""
+        stats = {}
+        for path in self.paths:
+            folder = hub.hub_folder(path) if hub.is_hub(path) else None
+            for file in (
+                sorted(filter(Path.is_file, folder.rglob("*")))
+                if folder
+                else ()
+                if hub.is_hub(path)
+                else text_files(path)
+            ):
+                if not file.exists():
+                    raise UserError(f"{file}: no such file")
+                stat = file.stat()
+                stats[file] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        return stats
 
     def __str__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
