@@ -150,10 +150,8 @@ class Trainer:
         loss = sum_over_ranks(total)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip)
         if any_rank(not (math.isfinite(loss.item()) and math.isfinite(norm.item()))):
-            raise UserError(
-                f"iteration {i} of phase {phase.name}: the loss is {loss.item()}, the gradient norm {norm.item()}; "
-                "the weights were not changed. Try a lower `lr`, or `precision` float32"
-            )
+            what = f"the loss is {loss.item()}, the gradient norm {norm.item()}; the weights were not changed"
+            raise UserError(f"iteration {i} of phase {phase.name}: {what}. Try a lower `lr`, or `precision` float32")
         rate = learning_rate(i, phase.iters, phase.lr, optim.warmup_iters)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -202,10 +200,8 @@ class Trainer:
         late = i - best_here >= PATIENCE * run.eval_interval
         if late and not progress.overfitting_warned:
             progress.overfitting_warned = True
-            self.metrics.log(
-                f"  overfitting: validation has not improved since iteration {best_here}; the weights of then "
-                "are kept. More text, more dropout or fewer iterations would help"
-            )
+            advice = "the weights of then are kept. More text, more dropout or fewer iterations would help"
+            self.metrics.log(f"  overfitting: validation has not improved since iteration {best_here}; {advice}")
 
     def _write_metrics(self, **values: float) -> None:
         self.metrics.write(phase=self.phase.name, iteration=self.progress.iteration, **values)
@@ -222,8 +218,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
-        checkpoint = self.folder.checkpoints.load()
-        if checkpoint is None:
+        if not (checkpoint := self.folder.checkpoints.load()):
             return 0
         self.progress, self.best = checkpoint.progress, checkpoint.best
         self.resumed_at = (self.progress.phase, self.progress.iteration)
