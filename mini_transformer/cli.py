@@ -36,11 +36,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
             word = unknown[0].split("=")[0].replace("_", "-")
+            ours = did_you_mean(OTHER_NAMES.get(word, word).lstrip("-"), flags)
+            hint = ours.replace("mean ", "mean --") or "; see --help"
             if word == "--resume" and "overwrite" in flags:
                 hint = "; the same command continues a run that was stopped"
-            else:
-                ours = did_you_mean(OTHER_NAMES.get(word, word).lstrip("-"), flags)
-                hint = ours.replace("mean ", "mean --") or "; see --help"
             raise UserError(f"{unknown[0]}: unknown flag{hint}")
         return arguments
 

@@ -26,11 +26,8 @@ def main(argv: Sequence[str]) -> int:
 
     text = read_text(given.data, run.encoding)
     if "\r\n" in text:
-        print(
-            f"Warning: {given.data} has Windows line ends, which are measured as they are; training reads them as "
-            "line feeds, so save the file with these for a fair figure",
-            file=sys.stderr,
-        )
+        advice = "training reads them as line feeds, so save the file with these for a fair figure"
+        print(f"Warning: {given.data} has Windows line ends, which are measured as they are; {advice}", file=sys.stderr)
     engine = Engine.load(model_dir, pick_device(run.device, run.gpus))
     result = measure(engine.model, engine.tokenizer, text, str(given.data))
     if given.json:

@@ -17,8 +17,7 @@ def main(argv: Sequence[str]) -> int:
     for phase in data.phases:
         tokens = phase.batches.epoch_tokens
         log(f"{phase.phase.name}: {phase.characters:,} characters, {tokens:,} tokens, {phase.documents:,} documents")
-    vocab_size = data.tokenizer.vocab_size
-    log(f"validation: {data.validation_characters:,} characters; vocabulary: {vocab_size:,} tokens")
+    log(f"validation: {data.validation_characters:,} characters; vocabulary: {data.tokenizer.vocab_size:,} tokens")
     log(f"contamination: {data.contamination}")
     data.contamination.warn()
     log("Ready: train with the same flags starts at once")

@@ -14,11 +14,9 @@ from mini_transformer.text.tokenizer import Tokenizer
 
 def main(argv: Sequence[str]) -> int:
     """Train a tokenizer into a folder, or show what one does with a text."""
-    parser = Parser(
-        prog="tokenizer",
-        description="Train a tokenizer on texts into a folder (--out-dir), or show what one makes of a text: "
-        "vocabulary, characters per token, longest tokens, and whether the text comes back unchanged.",
-    )
+    shown = "vocabulary, characters per token, longest tokens, and whether the text comes back unchanged"
+    about = f"Train a tokenizer on texts into a folder (--out-dir), or show what one makes of a text: {shown}."
+    parser = Parser(prog="tokenizer", description=about)
     add = parser.add_argument
     add("--data", type=path, nargs="+", action="extend", metavar="FILE", help="texts to learn from, or to show")
     add("--out-dir", type=path, metavar="DIR", help="folder that the tokenizer is written to (default: none)")
@@ -44,9 +42,8 @@ def main(argv: Sequence[str]) -> int:
     made = make_tokenizer(settings.tokenizer, settings.vocab_size, texts, progress=sys.stderr.isatty())
     if given.out_dir is not None:
         if (given.out_dir / "run.json").exists():
-            raise UserError(
-                f"`out_dir`: {given.out_dir} holds a run, whose tokenizer belongs to its model; take another folder"
-            )
+            what = "a run, whose tokenizer belongs to its model"
+            raise UserError(f"`out_dir`: {given.out_dir} holds {what}; take another folder")
         try:
             made.save(given.out_dir)
         except OSError as error:

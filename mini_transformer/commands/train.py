@@ -36,9 +36,9 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
-    run = parser.add_argument_group("Run")
-    add_fields(run, RunConfig, ["out_dir", "overwrite", "device", "gpus", "precision", "micro_batch_size", "seed"])
-    add_fields(run, RunConfig, ["eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"])
+    run = ["out_dir", "overwrite", "device", "gpus", "precision", "micro_batch_size", "seed"]
+    run += ["eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"]
+    add_fields(parser.add_argument_group("Run"), RunConfig, run)
     given = vars(parser.parse(argv))
     recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
     if split_weight(str(given.get("val_data", "")))[1]:

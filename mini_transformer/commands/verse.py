@@ -7,7 +7,7 @@ from mini_transformer.config import RunConfig
 from mini_transformer.data.reading import decode, normalise
 from mini_transformer.errors import UserError
 from mini_transformer.settings import fill
-from mini_transformer.verse.scansion import Verse, VerseReport, analyse
+from mini_transformer.verse.scansion import Verse, analyse
 
 LEGEND = """\
 line     line number in the file
@@ -36,7 +36,11 @@ def main(argv: Sequence[str]) -> int:
         verses = [verse for verse in poem.verses if not given.faults or verse.metre is None or verse.partner is None]
         if verses:
             print(f"\n{poem.title or '(no title)'}", *map(_format_verse, verses), sep="\n")
-    print(f"\n{_format_summary(report)}")
+    settled = f"{report.settled:.1%} in one that a verse within four also has"
+    rhymed = f"{report.rhymed:.1%} rhymed, {report.distinct_rhymes} distinct rhymes"
+    metres = ", ".join(f"{metre}: {count}" for metre, count in report.metres.items())
+    print(f"\n{len(report.verses)} verses: {report.classical:.1%} in a classical metre ({settled}), {rhymed}")
+    print(f"verses of each metre: {metres or 'none'}")
     return 0
 
 
@@ -46,12 +50,3 @@ def _format_verse(verse: Verse) -> str:
     counts = "/".join(map(str, verse.counts)) or "?"
     columns = f"{verse.number:6} {counts:>6} {verse.metre or '-':>5} {verse.partner or '-':>7}  {verse.rhyme:10}"
     return f"{columns} {verse.text.rstrip():60} {' '.join(marks)}".rstrip()
-
-
-def _format_summary(report: VerseReport) -> str:
-    metres = ", ".join(f"{metre}: {count}" for metre, count in report.metres.items())
-    return (
-        f"{len(report.verses)} verses: {report.classical:.1%} in a classical metre "
-        f"({report.settled:.1%} in one that a verse within four also has), {report.rhymed:.1%} rhymed, "
-        f"{report.distinct_rhymes} distinct rhymes\nverses of each metre: {metres or 'none'}"
-    )

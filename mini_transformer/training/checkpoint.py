@@ -54,9 +54,8 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{checkpoint.progress.phase}-{phase}-{checkpoint.progress.iteration:08d}.pt"
         save_tensors(path, {**vars(checkpoint), "progress": asdict(checkpoint.progress)})
-        for old in self.paths():
-            if old != path:
-                old.unlink(missing_ok=True)
+        for old in set(self.paths()) - {path}:
+            old.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - started
 
@@ -66,8 +65,7 @@ class Checkpoints:
 
     def load(self) -> Checkpoint | None:
         """The newest checkpoint, or None. Raises `UserError` if it is damaged."""
-        paths = self.paths()
-        if not paths:
+        if not (paths := self.paths()):
             return None
         try:
             values = torch.load(paths[-1], map_location="cpu", weights_only=True)
@@ -77,7 +75,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The files, oldest first."""
-        return sorted(self.folder.glob("[0-9]-*-[0-9]*.pt")) if self.folder.is_dir() else []
+        return sorted(self.folder.glob("[0-9]-*-[0-9]*.pt"))
 
 
 def save_tensors(path: Path, value: Any) -> None:

@@ -26,8 +26,7 @@ class MetricsLogger:
         """`metrics_size`: the bytes of the metrics file to keep; what a killed run wrote after them is dropped."""
         self._metrics = open(metrics, "ab")  # noqa: SIM115 - open for the whole run
         self._metrics.truncate(min(metrics_size, self.size))
-        self._bar: tqdm[Any] | None = None
-        self._iters = 0
+        self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = (time.monotonic(), 0)  # when the counting of iterations began, and at which
 
     @property
@@ -37,43 +36,34 @@ class MetricsLogger:
 
     def log(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.clear()
+        self._bar.clear()
         log(line)
-        if self._bar is not None:
-            self._bar.refresh()
+        self._bar.refresh()
 
     def begin(self, phase: str, done: int, iters: int) -> None:
         """A phase starts or goes on."""
-        self.end()
-        self._iters, self._clock = iters, (time.monotonic(), done)
-        if sys.stderr.isatty():
-            form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            self._bar = tqdm(desc=phase, initial=done, total=iters, bar_format=form, dynamic_ncols=True, leave=False)
-
-    def end(self) -> None:
-        """A phase is over: the bar goes."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()
+        self._clock = time.monotonic(), done
+        form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        look = dict(bar_format=form, dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+        self._bar = tqdm(desc=phase, initial=done, total=iters, **look)
 
     def close(self) -> None:
         """The run is over or has stopped."""
-        self.end()
+        self._bar.close()
         self._metrics.close()
 
     def advance(self, loss: float, tokens_per_second: float) -> None:
         """One iteration is done."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second / 1000:.1f}k tokens/s", refresh=False)
-            self._bar.update()
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second / 1000:.1f}k tokens/s", refresh=False)
+        self._bar.update()
 
     def remaining(self, iteration: int) -> str:
         """The time that the phase still needs, evaluations included; empty as long as that is unknown."""
-        since, at = self._clock
-        if iteration - at < 2 or iteration >= self._iters:
+        (since, at), iters = self._clock, self._bar.total
+        if iteration - at < 2 or iteration >= iters:
             return ""
-        left = (time.monotonic() - since) / (iteration - at) * (self._iters - iteration)
+        left = (time.monotonic() - since) / (iteration - at) * (iters - iteration)
         return f", {duration(left)} left"
 
     def write(self, **values: Any) -> None:

@@ -43,14 +43,13 @@ def train(config: TrainConfig) -> None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
     folder, wanted = RunFolder(config.run.out_dir), describe_run(config, data)
     record = folder.open(wanted, config.run.overwrite)
-    if record is not None and record.get("finished"):
+    if record and record.get("finished"):
         log(f"{config.run.out_dir}: this run is finished; nothing to do (overwrite trains it again)")
         return
     environment = describe_environment(device.type, precision)
-    before = record.get("environment", {}) if record is not None else environment
-    if changed := [
-        f"{name} was {before.get(name)}, is {here}" for name, here in environment.items() if before.get(name) != here
-    ]:
+    before = record.get("environment", {}) if record else environment
+    changed = [f"{k} was {before.get(k)}, is {here}" for k, here in environment.items() if before.get(k) != here]
+    if changed:
         log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
     _log_data(config, data, device, precision)
 
@@ -93,10 +92,9 @@ def stop_on_signal() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that may set handlers
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield stop
     finally:
@@ -109,13 +107,11 @@ def _machine_errors(config: TrainConfig, device: torch.device) -> Iterator[None]
     """Report a lack of memory or of disk space in one line."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise UserError(
-            f"out of memory on {describe_device(device)}: set a smaller `micro_batch_size` (the result stays the "
-            "same), or take a smaller model"
-        ) from None
+        advice = "set a smaller `micro_batch_size` (the result stays the same), or take a smaller model"
+        raise UserError(f"out of memory on {describe_device(device)}: {advice}") from None
     except OSError as error:
         what = error.filename or config.run.out_dir
         raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint is whole") from None
@@ -126,11 +122,9 @@ def _log_data(config: TrainConfig, data: TrainingData, device: torch.device, pre
     for phase in data.phases:
         count = phase.documents
         log(f"Text, {phase.phase.name}: {phase.characters:,} characters in {count:,} document{'s' * (count > 1)}")
-    vocab_size = data.tokenizer.vocab_size
-    log(
-        f"Validation: {data.validation_characters:,} characters; vocabulary: {vocab_size:,} tokens, "
-        f"{vocab_size - len(data.suppress_tokens):,} of them in the text"
-    )
+    size, seen = data.tokenizer.vocab_size, data.tokenizer.vocab_size - len(data.suppress_tokens)
+    vocabulary = f"{size:,} tokens, {seen:,} of them in the text"
+    log(f"Validation: {data.validation_characters:,} characters; vocabulary: {vocabulary}")
     log(f"Contamination: {data.contamination}")
     data.contamination.warn()
 
@@ -163,8 +157,6 @@ def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
     trainer.model.zero_grad(set_to_none=True)
     update_router_bias(trainer.model, 0.0)
     if seconds > LONG:
-        print(
-            f"Warning: {iterations:,} iterations of this model will take about {duration(seconds)} on "
-            f"{describe_device(trainer.device)}; the recipe laptop gives a first result in under an hour",
-            file=sys.stderr,
-        )
+        what = f"{iterations:,} iterations of this model will take about {duration(seconds)}"
+        hint = "the recipe laptop gives a first result in under an hour"
+        print(f"Warning: {what} on {describe_device(trainer.device)}; {hint}", file=sys.stderr)

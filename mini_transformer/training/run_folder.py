@@ -6,7 +6,7 @@ bit" depends on. Given as a recipe, it repeats the run.
 
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -28,13 +28,9 @@ Record = dict[str, Any]  # "settings" and "fingerprints" of a run
 
 def describe_environment(device: str, precision: torch.dtype) -> dict[str, Any]:
     """What "bit for bit" depends on beside the settings."""
-    return {
-        "version": __version__,
-        "torch": torch.__version__,
-        "device": device,
-        "precision": str(precision).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-    }
+    versions = {"version": __version__, "torch": torch.__version__}
+    kind = str(precision).removeprefix("torch.")
+    return {**versions, "device": device, "precision": kind, "threads": torch.get_num_threads()}
 
 
 class RunFolder:
@@ -43,7 +39,6 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
-        self._lock: IO[Any] | None = None
 
     def open(self, wanted: Record, overwrite: bool) -> Record | None:
         """The record of the same run if the folder holds it; None if it is free or may be overwritten.
@@ -53,27 +48,24 @@ class RunFolder:
         """
         if os.path.exists(self.folder) and not os.path.isdir(self.folder):
             raise UserError(f"`out_dir`: {self.folder} is a file, not a folder")
+        holds = f"`out_dir`: {self.folder} holds"
         present = [name for name in OURS if os.path.lexists(self.folder / name)]
         if folders := [name for name in present if os.path.isdir(self.folder / name)]:
             raise UserError(f"`out_dir`: {self.folder / folders[0]} is a folder, but a file of ours has that name")
         record = self._read_record(overwrite) if RUN in present else None
-        difference = _difference(record, wanted) if record is not None else ""
-        if record is not None and record.get("finished") and not difference and not overwrite:
+        difference = _difference(record, wanted) if record else ""
+        if record and record.get("finished") and not difference and not overwrite:
             return record  # nothing will be written
         if present and RUN not in present and not overwrite:
-            raise UserError(
-                f"`out_dir`: {self.folder} holds {present[0]}, but no run of ours; choose another `out_dir`, "
-                "or `overwrite` to replace the model there"
-            )
+            what = f"{present[0]}, but no run of ours"
+            raise UserError(f"{holds} {what}; choose another `out_dir`, or `overwrite` to replace the model there")
         self._take()
         nothing_to_lose = WEIGHTS not in present and not self.checkpoints.paths()
         if record is None or nothing_to_lose or (overwrite and (difference or record.get("finished"))):
             return None
         if difference:
-            raise UserError(
-                f"`out_dir`: {self.folder} holds a run with other settings ({difference}); "
-                "choose another `out_dir`, or `overwrite` to give that run up"
-            )
+            what = f"a run with other settings ({difference})"
+            raise UserError(f"{holds} {what}; choose another `out_dir`, or `overwrite` to give that run up")
         return record
 
     def _take(self) -> None:
@@ -100,10 +92,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run writes, and nothing else. `run.json` goes last: until then it is still a run's folder."""
-        for path in self.checkpoints.paths():
+        for path in (*self.checkpoints.paths(), *(self.folder / name for name in reversed(OURS))):
             path.unlink(missing_ok=True)
-        for name in reversed(OURS):
-            (self.folder / name).unlink(missing_ok=True)
 
     def write_record(self, wanted: Record, environment: dict[str, Any], finished: bool) -> None:
         """Say which run the folder holds."""
@@ -111,9 +101,8 @@ class RunFolder:
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed process was writing."""
-        for place in (self.folder, self.checkpoints.folder):
-            for temporary in place.glob(".*.temporary"):
-                os.unlink(temporary)
+        for temporary in (*self.folder.glob(".*.temporary"), *self.checkpoints.folder.glob(".*.temporary")):
+            temporary.unlink()
 
 
 def _difference(there: Record, here: Record) -> str:

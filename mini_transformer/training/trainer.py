@@ -80,7 +80,11 @@ class Trainer:
                 if phase != self.progress.phase:
                     self._begin_phase(phase)
                 self._run_phase()
-            self._finish()
+            pretrained.import_weights(self.model, self.best)
+            text = self.sample_text(FINAL_TOKENS).strip("\n") + "\n"
+            with replacing(self.folder.folder / TEXT) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            self._write_results()
         except Stopped:
             self._save()
             raise
@@ -124,9 +128,7 @@ class Trainer:
             if progress.iteration % LOG_INTERVAL == 0 or progress.iteration == iters:
                 values["train_loss"] = statistics.fmean(progress.losses[-LOG_INTERVAL:])
                 speed = round(tokens / statistics.fmean(seconds))
-                self.metrics.write(
-                    phase=self.phase.name, iteration=progress.iteration, **values, tokens_per_second=speed
-                )
+                self._write_metrics(**values, tokens_per_second=speed)
                 seconds = []
 
     def train_step(self) -> dict[str, float]:
@@ -148,26 +150,18 @@ class Trainer:
         loss = sum_over_ranks(total)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip)
         if any_rank(not (math.isfinite(loss.item()) and math.isfinite(norm.item()))):
-            raise UserError(
-                f"iteration {i} of phase {phase.name}: the loss is {loss.item()}, the gradient norm {norm.item()}; "
-                "the weights were not changed. Try a lower `lr`, or `precision` float32"
-            )
+            what = f"the loss is {loss.item()}, the gradient norm {norm.item()}; the weights were not changed"
+            raise UserError(f"iteration {i} of phase {phase.name}: {what}. Try a lower `lr`, or `precision` float32")
         rate = learning_rate(i, phase.iters, phase.lr, optim.warmup_iters)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        max_expert_load = update_router_bias(self.model, optim.balance_rate)
-        return {
-            "train_loss": loss.item(),
-            "learning_rate": rate,
-            "gradient_norm": norm.item(),
-            "max_expert_load": max_expert_load,
-        }
+        values = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
+        return values | {"max_expert_load": update_router_bias(self.model, optim.balance_rate)}
 
     def loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor, loss: Loss | None = None) -> tuple[Tensor, int]:
         """A loss (by default the one that is trained) of a batch on the device and in the precision of the run."""
-        bfloat16 = self.precision is torch.bfloat16
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
             return (loss or self.loss)(self.model, inputs_bt.to(self.device), targets_bt.to(self.device))
 
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
@@ -181,41 +175,36 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""
-        run, progress = self.config.run, self.progress
+        run, progress, i = self.config.run, self.progress, self.progress.iteration
         size = min(self.micro_batch_size, self.batch_size)
         max_batches = math.ceil(run.eval_iters * self.batch_size / size)
         with averaged_weights(self.model):
             loss = validate(self._validation_loss_sum, self.data.validation, size, self.block_size, max_batches)
             if not math.isfinite(loss):
-                where = f"iteration {progress.iteration} of phase {self.phase.name}"
-                raise UserError(f"{where}: the validation loss is {loss}")
+                raise UserError(f"iteration {i} of phase {self.phase.name}: the validation loss is {loss}")
             is_best = loss < progress.best_loss
             if is_best:
-                progress.best_loss, progress.best_step = loss, (progress.phase, progress.iteration)
+                progress.best_loss, progress.best_step = loss, (progress.phase, i)
                 self.best, self.best_on_disk = pretrained.export_weights(self.model), False
-        if is_best and (progress.iteration == 0 or rank_zero_decides(self.folder.checkpoints.is_due())):
+        if is_best and (i == 0 or rank_zero_decides(self.folder.checkpoints.is_due())):
             self._write_best()
         bits = loss * self.data.tokens_per_character / math.log(2)
         training = f"training {statistics.fmean(progress.losses):.3f}, " if progress.losses else ""
-        progress.losses, progress.evaluated = [], progress.iteration
+        progress.losses, progress.evaluated = [], i
         self.metrics.log(
-            f"{self.phase.name} {progress.iteration}/{self.phase.iters}: {training}validation {loss:.3f} "
-            f"({bits:.3f} bits per character{', best' if is_best else ''})"
-            f"{self.metrics.remaining(progress.iteration)}"
+            f"{self.phase.name} {i}/{self.phase.iters}: {training}validation {loss:.3f} "
+            f"({bits:.3f} bits per character{', best' if is_best else ''}){self.metrics.remaining(i)}"
         )
-        self.metrics.write(phase=self.phase.name, iteration=progress.iteration, val_loss=loss, bits_per_character=bits)
-        self._warn_of_overfitting()
-
-    def _warn_of_overfitting(self) -> None:
-        progress = self.progress
+        self._write_metrics(val_loss=loss, bits_per_character=bits)
         best_here = progress.best_step[1] if progress.best_step[0] == progress.phase else 0
-        late = progress.iteration - best_here >= PATIENCE * self.config.run.eval_interval
+        late = i - best_here >= PATIENCE * run.eval_interval
         if late and not progress.overfitting_warned:
             progress.overfitting_warned = True
-            self.metrics.log(
-                f"  overfitting: validation has not improved since iteration {best_here}; the weights of then "
-                "are kept. More text, more dropout or fewer iterations would help"
-            )
+            advice = "the weights of then are kept. More text, more dropout or fewer iterations would help"
+            self.metrics.log(f"  overfitting: validation has not improved since iteration {best_here}; {advice}")
+
+    def _write_metrics(self, **values: float) -> None:
+        self.metrics.write(phase=self.phase.name, iteration=self.progress.iteration, **values)
 
     def sample_text(self, tokens: int) -> str:
         """A text by the model as it is now."""
@@ -229,8 +218,7 @@ class Trainer:
 
     def _resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
-        checkpoint = self.folder.checkpoints.load()
-        if checkpoint is None:
+        if not (checkpoint := self.folder.checkpoints.load()):
             return 0
         self.progress, self.best = checkpoint.progress, checkpoint.best
         self.resumed_at = (self.progress.phase, self.progress.iteration)
@@ -243,13 +231,8 @@ class Trainer:
     def _save(self) -> None:
         """Write the best weights and a checkpoint."""
         self._write_best()
-        checkpoint = Checkpoint(
-            progress=self.progress,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            best=self.best,
-            metrics_size=self.metrics.size,
-        )
+        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        checkpoint = Checkpoint(self.progress, model, optimizer, self.best, self.metrics.size)
         self.folder.checkpoints.save(checkpoint, self.phase.name)
 
     def _write_best(self) -> None:
@@ -261,18 +244,9 @@ class Trainer:
         """Go on to a phase from the best weights so far, with a fresh optimizer."""
         pretrained.import_weights(self.model, self.best)
         self.optimizer = make_optimizer(self.model, self.config.optim)
-        best = (self.progress.best_loss, self.progress.best_step)
-        self.progress = Progress(phase, 0, *best)
+        self.progress = Progress(phase, 0, self.progress.best_loss, self.progress.best_step)
         self._write_results()
         self._save()
-
-    def _finish(self) -> None:
-        """The files of a finished run, from the best weights."""
-        pretrained.import_weights(self.model, self.best)
-        text = self.sample_text(FINAL_TOKENS).strip("\n") + "\n"
-        with replacing(self.folder.folder / TEXT) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        self._write_results()
 
     def _write_results(self) -> None:
         """The best weights, as `transformers` and as PyTorch have them, and the curve."""

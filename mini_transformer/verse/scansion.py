@@ -10,8 +10,7 @@ from mini_transformer.verse.syllables import scan, split_words, syllable_counts
 
 # The metres of classical practice, most frequent first; 9, 11 and more than 12 syllables are not among them.
 CLASSICAL_METRES = (12, 8, 10, 7, 6, 5, 4, 3, 2)
-# How many verses away a rhyme, or a verse of the same metre, may be.
-MAX_DISTANCE = 4
+MAX_DISTANCE = 4  # how many verses away a rhyme, or a verse of the same metre, may be
 
 _T = TypeVar("_T")
 
@@ -113,7 +112,7 @@ def analyse(text: str) -> VerseReport:
         if not title and split_words(line):
             poems[-1][1].append((number, line))
         blanks = 0
-    return _report([Poem(title, _scan_poem(lines)) for title, lines in poems if title or lines])
+    return _report(tuple(Poem(title, _scan_poem(lines)) for title, lines in poems if title or lines))
 
 
 def _scan_poem(lines: list[tuple[int, str]]) -> tuple[Verse, ...]:
@@ -127,7 +126,7 @@ def _scan_poem(lines: list[tuple[int, str]]) -> tuple[Verse, ...]:
             metre=None if _is_lone_odd_metre(metres, index) else metres[index],
             alone=metres[index] not in _neighbours(metres, index),
             partner=_find_partner(lines, index),
-            rhyme=_sounds(line),
+            rhyme="/".join(sorted(found.sounds)) if (found := rhyme(line)) else "",
         )
         for index, (number, line) in enumerate(lines)
     )
@@ -158,19 +157,12 @@ def _find_partner(lines: list[tuple[int, str]], index: int) -> int | None:
     return None
 
 
-def _sounds(line: str) -> str:
-    found = rhyme(line)
-    return "/".join(sorted(found.sounds)) if found else ""
-
-
-def _report(poems: list[Poem]) -> VerseReport:
+def _report(poems: tuple[Poem, ...]) -> VerseReport:
     verses = [verse for poem in poems for verse in poem.verses]
     total = len(verses) or 1
-    return VerseReport(
-        poems=tuple(poems),
-        classical=sum(verse.metre is not None for verse in verses) / total,
-        settled=sum(verse.metre is not None and not verse.alone for verse in verses) / total,
-        rhymed=sum(verse.partner is not None for verse in verses) / total,
-        distinct_rhymes=len({verse.rhyme for verse in verses}),
-        metres=dict(Counter(verse.metre for verse in verses if verse.metre is not None).most_common()),
-    )
+    metres = Counter(verse.metre for verse in verses if verse.metre is not None)
+    classical = metres.total() / total
+    settled = sum(verse.metre is not None and not verse.alone for verse in verses) / total
+    rhymed = sum(verse.partner is not None for verse in verses) / total
+    distinct_rhymes = len({verse.rhyme for verse in verses})
+    return VerseReport(poems, classical, settled, rhymed, distinct_rhymes, dict(metres.most_common()))
