@@ -80,10 +80,7 @@ class Store:
             raise UserError(f"`out`: {out} cannot be written ({error.strerror})") from None
 
     def commit(self, records: list[Record]) -> None:
-        """Add what a batch gave: all of it or nothing, whenever the process is killed.
-
-        Raises `UserError` if the disk is full.
-        """
+        """Add a batch: all or nothing, whenever the process is killed. Raises `UserError` if the disk is full."""
         for record in records:
             self.progress.add(record)
         try:
