@@ -49,8 +49,8 @@ def synthesize(config: SynthesisConfig) -> None:
     with closing(Store(config.out, recorded, config.part, config.overwrite)) as store:
         progress = store.progress
         if len(progress.kept) >= config.quota:
-            there = f"{len(progress.kept):,} samples are there already"
-            log(f"{config.out}: {there}; nothing to do (raise --samples for more)")
+            there = len(progress.kept)
+            log(f"{config.out}: {there:,} samples are there already; nothing to do (raise --samples for more)")
         else:
             _stop_if_hopeless(config, progress)  # before a model is loaded for nothing
             if config.engine == "openai":
@@ -122,9 +122,8 @@ def fill(config: SynthesisConfig, recipe: Recipe, pipeline: FilterPipeline, stor
             again = [n for n in sorted(opened) if n not in in_flight and opened[n] < config.attempts][:free]
             numbers = again + [progress.draw() for _ in range(free - len(again))]
             in_flight.update(numbers)
-            outputs = engine.generate(
-                [Task(recipe.prompt(n, seed), opened[n], sample_seed(seed, n, opened[n])) for n in numbers]
-            )
+            tasks = [Task(recipe.prompt(n, seed), opened[n], sample_seed(seed, n, opened[n])) for n in numbers]
+            outputs = engine.generate(tasks)
             in_flight -= {output.task.prompt.number for output in outputs}
             store.commit([_record(output, pipeline) for output in outputs])
             bar.set_postfix_str(f"{progress.asked:,} asked, {progress.tokens:,} tokens", refresh=False)

@@ -87,8 +87,8 @@ class Store:
             with ThreadPoolExecutor(1) as thread:  # which Ctrl-C does not reach, and waits for
                 thread.submit(self._write, records).result()
         except OSError as error:
-            reason = f"{error.strerror}); the samples so far are kept"
-            raise UserError(f"`out`: {self.text} cannot be written ({reason}") from None
+            problem = f"cannot be written ({error.strerror}); the samples so far are kept"
+            raise UserError(f"`out`: {self.text} {problem}") from None
 
     def close(self) -> None:
         """Close the files; another process may go on. A run that got nothing leaves nothing behind."""
