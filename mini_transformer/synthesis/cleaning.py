@@ -2,10 +2,16 @@
 
 import html
 import re
+import tomllib
 import unicodedata
+from importlib import resources
 
-from mini_transformer.synthesis.patterns import PATTERNS
-
+_FILE = resources.files("mini_transformer.synthesis") / "patterns.toml"
+PATTERNS: dict[str, re.Pattern[str]] = {
+    name: re.compile("".join(map(str.strip, pattern.splitlines())), re.IGNORECASE | re.MULTILINE)
+    for group in tomllib.loads(_FILE.read_text(encoding="utf-8")).values()
+    for name, pattern in group.items()
+}
 _CONTROL = re.compile(r"[^\S\n ]|[\u200b-\u200f\u2028\u2029\u2060\ufeff]")
 _GAP = re.compile(r"\n(?:\n)+")
 
@@ -37,7 +43,12 @@ def clean(text: str) -> str:
         paragraphs[0] = rest
     after = next((i for i, paragraph in enumerate(paragraphs) if i and _is_after(paragraph)), len(paragraphs))
     text = PATTERNS["alone"].sub("", "\n\n".join(paragraphs[:after]))
-    return _without_outer_quotes(plain(text).strip())
+    text = plain(text).strip()
+    for opening, closing in (("«", "»"), ('"', '"'), ("“", "”")):
+        inner = text[1:-1]
+        if text.startswith(opening) and text.endswith(closing) and opening not in inner and closing not in inner:
+            return inner.strip()
+    return text
 
 
 def _is_before(paragraph: str) -> bool:
@@ -52,17 +63,5 @@ def _is_before(paragraph: str) -> bool:
 def _is_after(paragraph: str) -> bool:
     lines = paragraph.split("\n")
     like_prose = len(lines) == 1 or max(map(len, lines)) > 90
-    closing = (
-        like_prose
-        and PATTERNS["closing"].match(paragraph) is not None
-        and PATTERNS["about"].search(paragraph) is not None
-    )
-    return closing or PATTERNS["note"].match(paragraph) is not None
-
-
-def _without_outer_quotes(text: str) -> str:
-    for opening, closing in (("«", "»"), ('"', '"'), ("“", "”")):
-        inner = text[1:-1]
-        if text.startswith(opening) and text.endswith(closing) and opening not in inner and closing not in inner:
-            return inner.strip()
-    return text
+    closing = like_prose and PATTERNS["closing"].match(paragraph) and PATTERNS["about"].search(paragraph)
+    return bool(closing or PATTERNS["note"].match(paragraph))

@@ -73,18 +73,15 @@ def check(config: SynthesisConfig) -> None:
     for name, engine in (("gpu", "transformers"), ("quantize", "transformers"), ("base_url", "openai")):
         if getattr(config, name) is not None and config.engine != engine:
             raise UserError(f"`{name}`: belongs to `engine` {engine}")
-    if config.engine == "openai" and not _is_address(config.base_url or ""):
-        found = "no address of a server" if config.base_url else "missing"
-        raise UserError(f"`base_url`: {found}; expected one such as http://localhost:8000/v1, no query")
-
-
-def _is_address(url: str) -> bool:
+    url = config.base_url or ""
     try:
-        parts = urlsplit(url)
-        plain = parts.scheme in ("http", "https") and not re.search(r"[?#\s]", url)
-        return plain and bool(parts.hostname) and parts.port != 0
+        address = urlsplit(url)
+        usable = address.scheme in ("http", "https") and address.hostname and address.port != 0
     except ValueError:  # a port beyond 65535, a bracket that is not closed
-        return False
+        usable = False
+    if config.engine == "openai" and (not usable or re.search(r"[?#\s]", url)):
+        found = "no address of a server" if url else "missing"
+        raise UserError(f"`base_url`: {found}; expected one such as http://localhost:8000/v1, no query")
 
 
 def check_packages(*names: str, source: str = '"mini-transformer[synthesis]"') -> None:

@@ -15,8 +15,7 @@ import numpy as np
 
 from mini_transformer.data.ngrams import run_hashes, word_runs, words
 from mini_transformer.errors import UserError
-from mini_transformer.synthesis.cleaning import clean, plain
-from mini_transformer.synthesis.patterns import PATTERNS
+from mini_transformer.synthesis.cleaning import PATTERNS, clean, plain
 from mini_transformer.synthesis.prompts import Kind
 
 TRUNCATED, EMPTY, QUOTE = "truncated", "empty", "quote"
@@ -54,7 +53,12 @@ def language(c: Candidate) -> str | None:
     latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
     if c.language in _LATIN and latin < _LATIN_OK * len(letters):
         return "language"
-    parts = [c.text, *_stretches(c.text, 200)]
+    parts = [""]  # paragraphs or lines, joined until each part has 200 characters; a short rest is left out
+    for line in c.text.split("\n"):
+        parts[-1] += line + "\n"
+        if len(parts[-1]) >= 200:
+            parts.append("")
+    parts[-1] = c.text
     return "language" if any(classify(part.lower())[0] != c.language for part in parts) else None
 
 
@@ -160,13 +164,3 @@ def check(candidate: Candidate, chosen: Sequence[str]) -> str | None:
     if not candidate.text.strip():
         return EMPTY if candidate.finished else TRUNCATED  # such as a thought without an end
     return next((reason for name in chosen if name in CHECKS and (reason := CHECKS[name](candidate))), None)
-
-
-def _stretches(text: str, least: int) -> list[str]:
-    """The text in paragraphs or lines, joined until each stretch has `least` characters; a short rest is left out."""
-    out = [""]
-    for line in text.split("\n"):
-        out[-1] += line + "\n"
-        if len(out[-1]) >= least:
-            out.append("")
-    return out[:-1]

@@ -49,11 +49,19 @@ def synthesize(config: SynthesisConfig) -> None:
     with closing(Store(config.out, recorded, config.part, config.overwrite)) as store:
         progress = store.progress
         if len(progress.kept) >= config.quota:
-            there = f"{len(progress.kept):,} samples are there already"
-            log(f"{config.out}: {there}; nothing to do (raise --samples for more)")
+            there = len(progress.kept)
+            log(f"{config.out}: {there:,} samples are there already; nothing to do (raise --samples for more)")
         else:
             _stop_if_hopeless(config, progress)  # before a model is loaded for nothing
-            with closing(_open_engine(config)) as engine:
+            if config.engine == "openai":
+                from mini_transformer.synthesis.backends.server import ServerEngine
+
+                engine: Engine = ServerEngine(config, log)
+            else:
+                from mini_transformer.synthesis.backends.local import LocalEngine
+
+                engine = LocalEngine(config, log)
+            with closing(engine):
                 before = f"going on after {len(progress.kept):,} of " if progress.kept else ""
                 log(f"{config.model}, {engine.place}: {before}{config.quota:,} samples")
                 kept = (record["text"] for record in progress.kept)
@@ -102,19 +110,19 @@ def merge(parts: Sequence[Path], out: Path, overwrite: bool = False) -> None:
 
 
 def fill(config: SynthesisConfig, recipe: Recipe, pipeline: FilterPipeline, store: Store, engine: Engine) -> None:
-    """Ask, filter and keep until the store has its quota.
-
-    Raises `UserError` if so many samples are given up that it would not end.
-    """
+    """Ask, filter and keep until the store has its quota. Raises `UserError` if too many are given up for it to end."""
     progress, quota, in_flight, last_line = store.progress, config.quota, set[int](), time.monotonic()
+    seed, opened = config.seed, progress.open
     # Where standard error is no terminal, there is no bar, but a line now and then.
     bar = tqdm(initial=len(progress.kept), total=quota, unit=" samples", disable=None, leave=False)
     try:
         while len(progress.kept) < quota:
             _stop_if_hopeless(config, progress)
             free = min(engine.concurrency, quota - len(progress.kept)) - len(in_flight)
-            tasks = _next_tasks(config, recipe, progress, in_flight, free)
-            in_flight |= {task.prompt.number for task in tasks}
+            again = [n for n in sorted(opened) if n not in in_flight and opened[n] < config.attempts][:free]
+            numbers = again + [progress.draw() for _ in range(free - len(again))]
+            in_flight.update(numbers)
+            tasks = [Task(recipe.prompt(n, seed), opened[n], sample_seed(seed, n, opened[n])) for n in numbers]
             outputs = engine.generate(tasks)
             in_flight -= {output.task.prompt.number for output in outputs}
             store.commit([_record(output, pipeline) for output in outputs])
@@ -127,13 +135,6 @@ def fill(config: SynthesisConfig, recipe: Recipe, pipeline: FilterPipeline, stor
         bar.close()
         if progress.asked and len(progress.kept) < quota:  # it was stopped, and there is no summary
             log(_so_far(progress, quota))
-
-
-def _next_tasks(config: SynthesisConfig, recipe: Recipe, progress: Progress, busy: set[int], count: int) -> list[Task]:
-    seed, opened = config.seed, progress.open
-    again = [n for n in sorted(opened) if n not in busy and opened[n] < config.attempts][:count]
-    numbers = again + [progress.draw() for _ in range(count - len(again))]
-    return [Task(recipe.prompt(n, seed), opened[n], sample_seed(seed, n, opened[n])) for n in numbers]
 
 
 def _stop_if_hopeless(config: SynthesisConfig, progress: Progress) -> None:
@@ -156,16 +157,6 @@ def _record(output: Output, pipeline: FilterPipeline) -> Record:
     record |= {"tokens": output.tokens, "finished": output.finished, "text": text}
     raw = output.text.encode("utf-8", "replace").decode("utf-8")  # a server may send half of a surrogate pair
     return record if raw == text else record | {"raw": raw}
-
-
-def _open_engine(config: SynthesisConfig) -> Engine:
-    if config.engine == "openai":
-        from mini_transformer.synthesis.backends.server import ServerEngine
-
-        return ServerEngine(config, log)
-    from mini_transformer.synthesis.backends.local import LocalEngine
-
-    return LocalEngine(config, log)
 
 
 def log(line: str) -> None:

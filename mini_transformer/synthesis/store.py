@@ -80,18 +80,15 @@ class Store:
             raise UserError(f"`out`: {out} cannot be written ({error.strerror})") from None
 
     def commit(self, records: list[Record]) -> None:
-        """Add what a batch gave: all of it or nothing, whenever the process is killed.
-
-        Raises `UserError` if the disk is full.
-        """
+        """Add a batch: all or nothing, whenever the process is killed. Raises `UserError` if the disk is full."""
         for record in records:
             self.progress.add(record)
         try:
             with ThreadPoolExecutor(1) as thread:  # which Ctrl-C does not reach, and waits for
                 thread.submit(self._write, records).result()
         except OSError as error:
-            reason = f"{error.strerror}); the samples so far are kept"
-            raise UserError(f"`out`: {self.text} cannot be written ({reason}") from None
+            problem = f"cannot be written ({error.strerror}); the samples so far are kept"
+            raise UserError(f"`out`: {self.text} {problem}") from None
 
     def close(self) -> None:
         """Close the files; another process may go on. A run that got nothing leaves nothing behind."""

@@ -26,10 +26,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough mem
 
 
 class SeededSampling(transformers.LogitsProcessor):
-    """Adds Gumbel noise, so that the likeliest token is one sampled from the distribution.
-
-    Each row has a generator of its own: what is sampled depends on its seed alone, not on its neighbours.
-    """
+    """Gumbel noise makes the likeliest token a sampled one; it depends on its row's seed alone, not on neighbours."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
@@ -150,10 +147,10 @@ def _load(config: SynthesisConfig, device: torch.device, precision: torch.dtype)
         if _is_out_of_memory(error):
             problem = f"out of memory on {device} while loading {name}: try `quantize` 4bit, or a smaller `model`"
         elif from_cache and isinstance(error, (OSError, ValueError)):
-            problem = f"`model`: {name} is not in the cache of this machine, and the Hub cannot be reached; with a "
-            problem += (
-                f"network, `hf download {name}` fetches it; without, copy its folder here and name it: `model` FOLDER"
+            problem = (
+                f"`model`: {name} is not in the cache of this machine, and the Hub cannot be reached; with a network"
             )
+            problem += f", `hf download {name}` fetches it; without, copy its folder here and name it: `model` FOLDER"
         raise UserError(problem) from None
 
 

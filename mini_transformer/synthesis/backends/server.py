@@ -64,7 +64,7 @@ class ServerEngine:
     def generate(self, tasks: Sequence[Task]) -> list[Output]:
         """Send requests for the tasks, then wait until at least one of those in flight is answered."""
         self._in_flight |= {self._portal.start_task_soon(self._ask_until_answered, task) for task in tasks}
-        done: set[Future[Output]] = set()
+        done = set[Future[Output]]()
         while not done:  # on Windows, Ctrl-C is only heard between two waits
             done, _ = wait(self._in_flight, timeout=0.5, return_when=FIRST_COMPLETED)
         answered = {future for future in done if future.exception() is None}
@@ -84,17 +84,18 @@ class ServerEngine:
         while True:
             try:
                 async with asyncio.timeout(TIMEOUT):
-                    output = _output(task, await self._ask(task))
+                    output = await self._ask(task)
                 self._failing_since = None
                 return output
             except (ConnectionError, openai.APIError, TimeoutError) as error:
-                failure, now = _reason(error), time.monotonic()
+                cause = isinstance(error, openai.APIConnectionError) and error.__cause__
+                failure = str(error).rstrip(".") + (f" ({cause})" if cause else "") or "no answer in time"
+            now = time.monotonic()
             self._failing_since = self._failing_since or now
             if now - self._failing_since >= PATIENCE:
-                raise UserError(
-                    f"`base_url`: {self.place} has answered nothing for {PATIENCE / 60:.3g} minutes ({failure}); the "
-                    "samples so far are kept, and the same command goes on"
-                )
+                silent = f"has answered nothing for {PATIENCE / 60:.3g} minutes ({failure})"
+                goes_on = "the samples so far are kept, and the same command goes on"
+                raise UserError(f"`base_url`: {self.place} {silent}; {goes_on}")
             seconds = pause * random.uniform(0.5, 1.0)  # not all requests at the same moment
             pause = min(2 * pause, LONGEST_PAUSE)
             if now - self._last_line >= BETWEEN_LINES:
@@ -102,7 +103,8 @@ class ServerEngine:
                 self._log(f"{self.place}: {failure}; sample {task.prompt.number} is asked again in {seconds:.1f} s")
             await asyncio.sleep(seconds)
 
-    async def _ask(self, task: Task) -> bytes:
+    async def _ask(self, task: Task) -> Output:
+        """Raises `ConnectionError` for an answer that breaks off, is too large or no chat completion."""
         prompt, config = task.prompt, self._config
         request = self._client.chat.completions.with_streaming_response.create(
             model=config.model,
@@ -115,9 +117,21 @@ class ServerEngine:
         )
         async with request as response:
             try:
-                return await _read(response.iter_bytes(), LARGEST_ANSWER + 1)
+                body = await _read(response.iter_bytes(), LARGEST_ANSWER + 1)
             except Exception as error:  # whatever the client's HTTP library raises when an answer breaks off
                 raise ConnectionError(f"connection lost ({type(error).__name__})") from None
+        if len(body) > LARGEST_ANSWER:
+            raise ConnectionError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
+        try:
+            answer = json.loads(body)
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            text, tokens = choice["message"]["content"] or "", usage.get("completion_tokens")
+            finished = choice.get("finish_reason") not in TRUNCATED
+            if isinstance(text, str):
+                return Output(task, text, tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0, finished)
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            pass
+        raise ConnectionError("an answer that is no chat completion")
 
     async def _check_status(self, response: Any) -> None:
         """Called before the body is read: that of an error is not read to its end, which may never come.
@@ -133,14 +147,11 @@ class ServerEngine:
             if response.has_redirect_location:
                 to = self._safe(response.headers["location"])
                 hint = f", a redirect to {to}; give that as `base_url`, without /chat/completions"
-            problem = f"refuses with status {status}{hint} ({words or 'no reason given'})"
-            raise UserError(f"`base_url`: {self.place} {problem}")
+            reason = words or "no reason given"
+            raise UserError(f"`base_url`: {self.place} refuses with status {status}{hint} ({reason})")
 
     def _safe(self, text: str) -> str:
-        """The beginning of what a server says, in one line; without the key, which some repeat in their complaint.
-
-        Nor with backticks: those stand around names of settings.
-        """
+        """A server's first words, in one line: no key, which some repeat; no backticks, which mark our settings."""
         line = " ".join(text.replace("`", "'").split())
         return (line.replace(self._key, "[key]") if self._key else line)[:200]
 
@@ -153,24 +164,3 @@ async def _read(chunks: Any, most: int) -> bytes:
         if len(body) >= most:
             break
     return body
-
-
-def _output(task: Task, body: bytes) -> Output:
-    """What an answer holds. Raises `ConnectionError` if it is too large or no chat completion."""
-    if len(body) > LARGEST_ANSWER:
-        raise ConnectionError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
-    try:
-        answer = json.loads(body)
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        text, tokens = choice["message"]["content"] or "", usage.get("completion_tokens")
-        finished = choice.get("finish_reason") not in TRUNCATED
-        if isinstance(text, str):
-            return Output(task, text, tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0, finished)
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        pass
-    raise ConnectionError("an answer that is no chat completion")
-
-
-def _reason(error: Exception) -> str:
-    cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
-    return str(error).rstrip(".") + cause or "no answer in time"
