@@ -248,23 +248,20 @@ def check_text(text: TextConfig) -> None:
 
 def check_model(model: ModelConfig) -> None:
     """Refuse a shape that cannot be built or trained."""
-    if model.n_embd % model.n_head or model.n_embd // model.n_head % 2:
-        fitting = [n for n in range(1, model.n_embd // 2 + 1) if model.n_embd % (2 * n) == 0]
-        nearest = min(fitting, key=lambda n: abs(n - model.n_head), default=1)
-        raise UserError(
-            f"`n_head`: {model.n_head} heads do not divide a width (`n_embd`) of {model.n_embd} "
-            f"into heads of an even size; {nearest} would"
-        )
+    width, heads = model.n_embd, model.n_head
+    if width % heads or width // heads % 2:
+        fitting = [n for n in range(1, width // 2 + 1) if width % (2 * n) == 0]
+        nearest = min(fitting, key=lambda n: abs(n - heads), default=1)
+        why = f"do not divide a width (`n_embd`) of {width} into heads of an even size; {nearest} would"
+        raise UserError(f"`n_head`: {heads} heads {why}")
     for name in ("n_embd", "expert_hidden"):
         if getattr(model, name) % 4:
             raise UserError(f"`{name}`: must be a multiple of 4, not {getattr(model, name)}")
-    if model.n_kv_head and model.n_head % model.n_kv_head:
-        raise UserError(f"`n_kv_head`: {model.n_kv_head} does not divide the {model.n_head} heads")
+    if model.n_kv_head and heads % model.n_kv_head:
+        raise UserError(f"`n_kv_head`: {model.n_kv_head} does not divide the {heads} heads")
     chosen, experts = model.experts_per_token, model.n_experts
     if chosen > experts:
         raise UserError(f"`experts_per_token`: {chosen} is more than the {experts} experts (`n_experts`)")
     if chosen == 1 < experts:
-        raise UserError(
-            f"`experts_per_token`: 1 of {experts} would leave the router without a gradient; "
-            "take 2 or more, or `n_experts` 1 for a dense model"
-        )
+        why = "would leave the router without a gradient; take 2 or more, or `n_experts` 1 for a dense model"
+        raise UserError(f"`experts_per_token`: 1 of {experts} {why}")

@@ -69,17 +69,16 @@ def train_config(
         raise UserError(f"`{wrong[0]}`: belongs to training in {'two phases' if missing else 'one phase (`data`)'}")
     dropped = (*foreign, "replay") if missing else foreign
     values = {name: value for name, value in (recipe or {}).items() if name not in dropped} | given
-    phases = tuple(_phase(fill(PhaseSettings, values), name) for name in names)
+    settings, phases = fill(PhaseSettings, values), []
+    for name in names:
+        data, suffix = ("data", "") if name == "train" else (f"{name}_data", f"_{name}")
+        paths, weights = tuple(map(Path, getattr(settings, data))), getattr(settings, f"{data}_weights")
+        if weights and len(weights) != len(paths):
+            raise UserError(f"`{data}`: {len(weights)} weights for {len(paths)} sources")
+        iters, lr = getattr(settings, f"max_iters{suffix}"), getattr(settings, f"lr{suffix}")
+        phases.append(Phase(name, paths, iters, lr, weights))
     parts: dict[str, Any] = {name: fill(part, values) for name, part in TRAIN_PARTS.items()}
-    return TrainConfig(phases, **parts, fingerprints=fingerprints or {})
-
-
-def _phase(settings: PhaseSettings, name: str) -> Phase:
-    data, suffix = ("data", "") if name == "train" else (f"{name}_data", f"_{name}")
-    paths, weights = tuple(map(Path, getattr(settings, data))), getattr(settings, f"{data}_weights")
-    if weights and len(weights) != len(paths):
-        raise UserError(f"`{data}`: {len(weights)} weights for {len(paths)} sources")
-    return Phase(name, paths, getattr(settings, f"max_iters{suffix}"), getattr(settings, f"lr{suffix}"), weights)
+    return TrainConfig(tuple(phases), **parts, fingerprints=fingerprints or {})
 
 
 def recorded_settings(config: TrainConfig) -> dict[str, Any]:

@@ -35,10 +35,7 @@ class Likelihood:
 
 
 def windows(tokens: int, block_size: int) -> Iterator[tuple[int, int, int]]:
-    """(first, start, end) of each window over a stream of so many tokens.
-
-    The window's inputs are the tokens [first, end). It predicts the tokens [start + 1, end + 1).
-    """
+    """(first, start, end) of each window over a stream: it reads [first, end) and predicts [start + 1, end + 1)."""
     start = 0
     while start < tokens - 1:
         end = min(start + (block_size if start == 0 else block_size // 2), tokens - 1)

@@ -46,11 +46,7 @@ def context_start(tokens: int, block_size: int) -> int:
 
 @torch.inference_mode()
 def generate_tokens(
-    model: Decoder,
-    prompt: list[int],
-    sampling: SamplingConfig,
-    generator: torch.Generator,
-    suppress_tokens: list[int],
+    model: Decoder, prompt: list[int], sampling: SamplingConfig, generator: torch.Generator, suppress_tokens: list[int]
 ) -> Iterator[int]:
     """Token ids that continue a prompt of one or more, without end; never those of `suppress_tokens`.
 
@@ -83,13 +79,13 @@ class Engine:
         """The engine of a model folder. Raises `UserError` if it is missing, incomplete or damaged."""
         model, tokenizer = read_model(folder, device), Tokenizer.load(folder)
         suppress_tokens = read_suppress_tokens(folder)
-        if tokenizer.vocab_size > model.config.vocab_size:
+        has, says = tokenizer.vocab_size, model.config.vocab_size
+        if has > says:
             raise UserError(
-                f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
-                f"{CONFIG} says {model.config.vocab_size}: they do not belong together"
+                f"{folder}: the tokenizer has {has} tokens, {CONFIG} says {says}: they do not belong together"
             )
-        padding = range(tokenizer.vocab_size, model.config.vocab_size)  # ids of the model that are no tokens
-        return cls(model, tokenizer, [i for i in suppress_tokens if i < model.config.vocab_size] + list(padding))
+        padding = range(has, says)  # ids of the model that are no tokens
+        return cls(model, tokenizer, [*(i for i in suppress_tokens if i < says), *padding])
 
     def generate(
         self, prompt: str, max_new_tokens: int, sampling: SamplingConfig, seed: int, stop_at_end: bool = False
@@ -101,8 +97,7 @@ class Engine:
         """
         eot_id = self.tokenizer.eot_id
         ids = [eot_id, *self.tokenizer.encode(prompt).tolist()]
-        generator = torch.Generator().manual_seed(seed)
-        endless = generate_tokens(self.model, ids, sampling, generator, self.suppress_tokens)
+        endless = generate_tokens(self.model, ids, sampling, torch.Generator().manual_seed(seed), self.suppress_tokens)
         tokens: Iterator[int] = islice(endless, max_new_tokens)
         if stop_at_end:
             tokens = takewhile(lambda token: token != eot_id, tokens)

@@ -47,10 +47,8 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(config.n_head))
 
     def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        q, k, v = (
-            proj(x_btc).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x_btc).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in projections)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)

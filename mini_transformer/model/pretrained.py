@@ -26,7 +26,6 @@ FORMAT = 1  # of our own metadata; raised when an older version could no longer 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # all of them are <|endoftext|>
 MAX_BLOCK_SIZE = 2**20
 MAX_INTEGER = 2**40  # of any size in `config.json`
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIZE_KEYS = {  # the key in `config.json` of each size in `ModelConfig`
     "vocab_size": "vocab_size",
     "n_embd": "hidden_size",
@@ -42,10 +41,7 @@ SIZE_KEYS = {  # the key in `config.json` of each size in `ModelConfig`
 }
 ROPE_KEYS = {  # the same of `RopeConfig`; plain rotary has only the first
     "theta": "rope_theta",
-    "factor": "factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "truncate": "truncate",
+    **{name: name for name in ("factor", "beta_fast", "beta_slow", "truncate")},
     "original_context": "original_max_position_embeddings",
 }
 LIMITS = {  # of the numbers that are no sizes, inclusive
@@ -171,12 +167,11 @@ def import_weights(model: Decoder, tensors: dict[str, Tensor], where: str = WEIG
     for name, own in model.state_dict().items():
         tied = name == "lm_head.weight" and model.config.tie_embeddings
         key = _name_on_disk("embed_tokens.weight" if tied else name)
-        tensor = tensors.get(key)
-        if tensor is None:
+        if (tensor := tensors.get(key)) is None:
             raise UserError(f"{where}: the tensor {key} is missing")
         if tensor.shape != own.shape:
             raise UserError(f"{where}: {key} has the shape {tuple(tensor.shape)}, {CONFIG} asks for {tuple(own.shape)}")
-        if tensor.dtype not in FLOAT_DTYPES:
+        if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             raise UserError(f"{where}: {key} is of {tensor.dtype}, expected float32, float16 or bfloat16")
         tensor = tensor.float()
         if not torch.isfinite(tensor).all():

@@ -49,8 +49,7 @@ class _FlashWithSinks(torch.autograd.Function):
         lse = lse.view(q.shape[:3])
         sink = sinks_h.float()[:, None]
         out = out * torch.sigmoid(lse - sink).unsqueeze(-1).to(out.dtype)
-        lse_with_sink = torch.logaddexp(lse, sink)
-        ctx.save_for_backward(q, k, v, sinks_h, out, lse_with_sink, mask)
+        ctx.save_for_backward(q, k, v, sinks_h, out, torch.logaddexp(lse, sink), mask)
         ctx.causal = causal
         return out
 

@@ -23,27 +23,19 @@ EOT_TOKEN = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 # The pre-tokenizer of GPT-4o and GPT-OSS (o200k): how text is split before merging; llama.cpp knows it as "gpt-4o".
 # It never splits a character, so for the character tokenizer it changes nothing but how long the words to merge are.
-PRE_TOKENIZER_PATTERN = "|".join(
-    (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
+PRE_TOKENIZER_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|"
+    r"\s*[\r\n]+|"
+    r"\s+(?!\S)|"
+    r"\s+"
 )
-
-
-def _byte_symbols() -> list[str]:
-    """The printable character that represents each of the 256 bytes in a byte-level BPE (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # ! to ~, ¡ to ¬, ® to ÿ
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-BYTE_SYMBOLS = _byte_symbols()
+# The printable character that represents each of the 256 bytes in a byte-level BPE (GPT-2's table).
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # ! to ~, ¡ to ¬, ® to ÿ
+_OTHERS = iter(range(256, 512))
+BYTE_SYMBOLS = [chr(byte if byte in _PRINTABLE else next(_OTHERS)) for byte in range(256)]
 SYMBOL_BYTES = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
 
@@ -52,22 +44,17 @@ def check_unicode(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"the text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
-            "it is not valid Unicode text"
-        ) from None
+        where = f"(U+{ord(text[error.start]):04X}) at character {error.start}"
+        raise UserError(f"the text holds a lone surrogate {where}; it is not valid Unicode text") from None
     return text
 
 
 def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     """Our pre-tokenizer, decoder and special token around a byte-level BPE, whose token 0 is `<|endoftext|>`."""
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZER_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZER_PATTERN), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     backend.decoder = decoders.ByteLevel()
     prepend_eot(backend, 0)
     backend.add_special_tokens([tokenizers.AddedToken(EOT_TOKEN, special=True, normalized=False)])
@@ -76,9 +63,8 @@ def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
     """Let other programs start their prompts as documents start in training: after `<|endoftext|>`."""
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{EOT_TOKEN} $A", special_tokens=[(EOT_TOKEN, eot_id)]
-    )
+    template, special = f"{EOT_TOKEN} $A", [(EOT_TOKEN, eot_id)]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
 
 
 class Tokenizer:

@@ -15,10 +15,7 @@ from mini_transformer.verse.syllables import VOWELS, split_ending, split_words
 
 @dataclass(frozen=True, slots=True)
 class Rhyme:
-    """The rhyme of a verse: its last word, its gender and its sounds.
-
-    `sounds` is one approximate phonetic ending, or several where the spelling does not decide (fois / avois).
-    """
+    """A rhyme; `sounds` is one approximate ending, or several where the spelling does not decide (fois / avois)."""
 
     word: str
     feminine: bool
@@ -36,16 +33,7 @@ _OLD_OI = re.compile(r"o[iî](?=tr$|bl$|d$|ss$|s$)")
 def _ending_sounds(spelling: str) -> str:
     """The sounds of a spelling from its last stressed vowel on."""
     sounds = rewrite("sounds", spelling)
-    match = _LAST_VOWEL.search(sounds)
-    return match[0] if match else sounds
-
-
-def _without_silent_end(word: str) -> str:
-    """The word without its silent final consonants, and with è for an open last e."""
-    nasal = re.search(r"en[td]s?$", word)
-    if nasal:
-        return word[: nasal.start()] + ("en" if re.search(r"[vt]ients?$", word) else "an")
-    return re.sub(r"e(?=[lrfck]?$)", "è", _SILENT_END.sub("", word))
+    return match[0] if (match := _LAST_VOWEL.search(sounds)) else sounds
 
 
 def _masculine_sounds(word: str) -> set[str]:
@@ -58,13 +46,11 @@ def _masculine_sounds(word: str) -> set[str]:
     if word.endswith("ai"):
         return {"é", "E"}
     old_spelling = re.search(r"oi[stx]?$|oid$", word) and word not in words("true_oi")
-    return {_ending_sounds(_without_silent_end(word)), *(["E"] if old_spelling else [])}
-
-
-def _feminine_sounds(stem: str) -> set[str]:
-    if re.search(r"(?:[^aâeoiuœ]|qu)ill$", stem):
-        return {"il@" if family("sounded_ill").search(stem) else "iJ@"}
-    return {_ending_sounds(stem + "@"), _ending_sounds(_OLD_OI.sub("ai", stem) + "@")}
+    if nasal := re.search(r"en[td]s?$", word):
+        spelling = word[: nasal.start()] + ("en" if re.search(r"[vt]ients?$", word) else "an")
+    else:  # without the silent final consonants, and with è for an open last e
+        spelling = re.sub(r"e(?=[lrfck]?$)", "è", _SILENT_END.sub("", word))
+    return {_ending_sounds(spelling), *(["E"] if old_spelling else [])}
 
 
 @lru_cache(maxsize=100_000)
@@ -73,15 +59,13 @@ def _word_rhyme(word: str) -> tuple[bool, frozenset[str]]:
     stem, ending = split_ending(word)
     if ending and word.endswith(("aient", "oient")):  # masculine by convention; -oient is also old for -aient
         return False, frozenset({"E"} if word.endswith("aient") else {"E", "wa"})
-    irregular = irregular_rhymes().get(word) or irregular_rhymes().get(word.removesuffix("s"))
-    return bool(ending), irregular or frozenset(_feminine_sounds(stem) if ending else _masculine_sounds(word))
-
-
-def _inversion_sounds(verb: str, pronoun: str) -> frozenset[str]:
-    """The sounds of dis-je, seroit-ce: the pronoun gives the verb a feminine ending."""
-    bare = re.sub(r"[sxtdp]+$", "", verb) or verb
-    end = "j@" if pronoun == "je" else "ss@"
-    return frozenset({_ending_sounds(bare + end), _ending_sounds(re.sub(r"oi$", "ai", bare) + end)})
+    if irregular := irregular_rhymes().get(word) or irregular_rhymes().get(word.removesuffix("s")):
+        return bool(ending), irregular
+    if not ending:
+        return False, frozenset(_masculine_sounds(word))
+    if re.search(r"(?:[^aâeoiuœ]|qu)ill$", stem):
+        return True, frozenset({"il@" if family("sounded_ill").search(stem) else "iJ@"})
+    return True, frozenset({_ending_sounds(stem + "@"), _ending_sounds(_OLD_OI.sub("ai", stem) + "@")})
 
 
 @lru_cache(maxsize=4096)
@@ -91,10 +75,11 @@ def rhyme(line: str) -> Rhyme | None:
     if not any(letter in VOWELS for letter in last):
         return None
     verb, separator = before[-1] if before else ("", ",")
-    if separator == "-" and last in ("je", "ce"):
-        return Rhyme(f"{verb}-{last}", True, _inversion_sounds(verb, last))
-    if not separator and last in words("proclitics"):
-        # A proclitic is not stressed, so it cannot rhyme.
+    if separator == "-" and last in ("je", "ce"):  # dis-je, seroit-ce: the pronoun gives the verb a feminine ending
+        bare, end = re.sub(r"[sxtdp]+$", "", verb) or verb, "j@" if last == "je" else "ss@"
+        sounds = {_ending_sounds(bare + end), _ending_sounds(re.sub(r"oi$", "ai", bare) + end)}
+        return Rhyme(f"{verb}-{last}", True, frozenset(sounds))
+    if not separator and last in words("proclitics"):  # a proclitic is not stressed, so it cannot rhyme
         return Rhyme(last, False, frozenset())
     return Rhyme(last, *_word_rhyme(last))
 

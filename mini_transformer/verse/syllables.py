@@ -22,7 +22,6 @@ _NUCLEUS = re.compile(
 _MUTE_E_INSIDE = re.compile(r"e[rmt][aeéioèu]")
 # The open e after the i of fierté, siecle, assiette.
 _OPEN_E = re.compile(r"e(?:r[bcdfglmnprstv]|[bcdfgptv][lr]|ll|tt)")
-_CONSONANT_WITH_L_OR_R = re.compile(r"[bcdfgptv]h?[lr]$")
 
 
 def normalise(line: str) -> str:
@@ -45,8 +44,7 @@ def split_ending(word: str) -> tuple[str, str]:
             if ending != "ent" or not _is_ent_sounded(word):
                 return stem, ending
             break
-    # aiguë: the u is sounded, the e is mute.
-    if guë := re.fullmatch(r"(.*g)uë(s?)", word):
+    if guë := re.fullmatch(r"(.*g)uë(s?)", word):  # aiguë: the u is sounded, the e is mute
         return guë[1] + "ü", "e" + guë[2]
     return word, ""
 
@@ -56,17 +54,14 @@ def _is_ent_sounded(word: str) -> bool:
         return word[:-3] not in words("verbs_in_mer")
     if word.endswith(("vient", "tient")) and family("synaeresis_i").search(f"{word[:-4]}/ient"):
         return True
-    if word in words("sounded_ent"):
-        return True
     # é before -ent rules out a verb, which would have è (ils cèdent).
-    return bool(re.search(r"(?:é[bcdlnprstv]|esc)ent$", word))
+    return word in words("sounded_ent") or bool(re.search(r"(?:é[bcdlnprstv]|esc)ent$", word))
 
 
 @lru_cache(maxsize=200_000)
 def word_readings(word: str, after_nous: bool = False) -> tuple[tuple[frozenset[int], str], ...]:
-    """The ways of reading a word: two for *couvent* and the like, one for all others.
+    """Possible syllable counts without the mute ending, and that ending: twice for *couvent* and the like.
 
-    Each is the possible syllable counts without the mute ending, and that ending: "" (none), "e", "es" or "ent".
     `after_nous` says that the verse has the pronoun *nous*, so that -ions may be the ending of a verb.
     """
     splits = [(word, ""), (word[:-3], "ent")] if word in words("either_ent") else [split_ending(word)]
@@ -78,8 +73,7 @@ def _count(stem: str, ending: str, after_nous: bool) -> frozenset[int]:
     if ending and stem.endswith("gu"):  # langue: the u is silent
         stem = stem.removesuffix("u")
     nuclei = [match.span() for match in _NUCLEUS.finditer(stem)]
-    totals = {0}
-    index = 0
+    totals, index = {0}, 0
     while index < len(nuclei):
         start, end = nuclei[index]
         counts: set[int] | None = None
@@ -114,7 +108,7 @@ def _count_i_pair(before: str, after: str, marked: str, ending: str, after_nous:
         return {1}
     if family("either_i").search(marked):
         return {1, 2}
-    if _CONSONANT_WITH_L_OR_R.search(before):
+    if re.search(r"[bcdfgptv]h?[lr]$", before):
         return {2}
     if family("synaeresis_i").search(marked):
         return {1}
@@ -137,7 +131,6 @@ class Scansion(NamedTuple):
     caesurae: frozenset[int]
 
 
-_CAESURA_SYLLABLES = (4, 5, 6)
 _IMPERFECT = re.compile(r"(?<!^v)(?<!^cr)(?<!rev)(?<!rév)[ao]ient$")
 
 
@@ -165,9 +158,7 @@ def scan(line: str) -> frozenset[Scansion]:
         stressed = enclitic or (text == "un" and (separator_before == "'" or before in ("pas", "quelqu")))
         additions = _additions(text, separator, following, enclitic, stressed, nous)
         scansions = {
-            Scansion(
-                total := count + added, caesurae | {total} if caesura and total in _CAESURA_SYLLABLES else caesurae
-            )
+            Scansion(total := count + added, caesurae | {total} if caesura and total in (4, 5, 6) else caesurae)
             for count, caesurae in scansions
             for added, caesura in additions
         }
@@ -195,8 +186,7 @@ def _count_mute_ending(word: str, ending: str, following: str | None, enclitic: 
         return {0, -1}
     if not ending or following is None:
         return {0}
-    if word == "encore":
-        # Editions in modern spelling print encore where the verse has encor.
+    if word == "encore":  # editions in modern spelling print encore where the verse has encor
         return {0} if elides(following) == {True} else {0, 1}
     if ending == "e":
         return {0 if elision else 1 for elision in elides(following)}
@@ -205,9 +195,8 @@ def _count_mute_ending(word: str, ending: str, following: str | None, enclitic: 
 
 
 def syllable_counts(line: str) -> frozenset[int]:
-    """The syllable counts that the rules allow for `line`.
+    """The syllable counts that the rules allow for `line`: one, or several where usage varies (hier, ancien).
 
-    Usually one; several where usage varies (hier, ancien); none if the line has digits, which must be spelt out.
-    A line without words has zero syllables.
+    None if the line has digits, which must be spelt out. A line without words has zero syllables.
     """
     return frozenset(scansion.syllables for scansion in scan(line))
