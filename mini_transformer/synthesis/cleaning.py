@@ -22,8 +22,7 @@ def plain(text: str) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     text = _CONTROL.sub(lambda match: "" if match[0] > "\u2000" else " ", text)
     text = "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
-    lines = [line.rstrip() for line in text.split("\n")]
-    return _GAP.sub("\n\n", "\n".join(lines)).strip("\n")
+    return _GAP.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip("\n")
 
 
 def clean(text: str) -> str:
@@ -61,7 +60,6 @@ def _is_before(paragraph: str) -> bool:
 
 
 def _is_after(paragraph: str) -> bool:
-    lines = paragraph.split("\n")
-    like_prose = len(lines) == 1 or max(map(len, lines)) > 90
+    like_prose = "\n" not in paragraph or max(map(len, paragraph.split("\n"))) > 90
     closing = like_prose and PATTERNS["closing"].match(paragraph) and PATTERNS["about"].search(paragraph)
     return bool(closing or PATTERNS["note"].match(paragraph))

@@ -142,11 +142,10 @@ def _stop_if_hopeless(config: SynthesisConfig, progress: Progress) -> None:
     if given_up > max(LEAST_GIVEN_UP, (kept + given_up) // 10):
         attempts = f"{config.attempts} attempt{'s' * (config.attempts > 1)}"
         reasons = ", ".join(f"{name} {n}" for name, n in progress.rejected.most_common(4))
-        raise UserError(
-            f"{kept:,} of {config.quota:,} samples, and {given_up:,} given up after {attempts} each (rejected: "
-            f"{reasons}): see {config.out.with_suffix('.jsonl')}; {'more `retries`, or ' * (config.temperature > 0)}"
-            "another `model` or other `filters` with another `out` may help"
-        )
+        problem = f"{kept:,} of {config.quota:,} samples, and {given_up:,} given up after {attempts} each"
+        more = "more `retries`, or " * (config.temperature > 0)
+        advice = f"{more}another `model` or other `filters` with another `out` may help"
+        raise UserError(f"{problem} (rejected: {reasons}): see {config.out.with_suffix('.jsonl')}; {advice}")
 
 
 def _record(output: Output, pipeline: FilterPipeline) -> Record:

@@ -57,11 +57,9 @@ class Recipe:
         """The prompt of sample `number`."""
         order = [(kind, nth) for kind in self.kinds for nth in range(kind.share)]
         kind, nth = order[_pick(len(order), number, f"{seed}/kinds")]
-        of_its_kind = number // len(order) * kind.share + nth
-        values = {
-            name: self.slots[name][_pick(len(self.slots[name]), of_its_kind, f"{seed}/{kind.name}/{name}")]
-            for name in kind.slots
-        }
+        nth += number // len(order) * kind.share  # of its kind
+        slots, key = self.slots, f"{seed}/{kind.name}"
+        values = {name: slots[name][_pick(len(slots[name]), nth, f"{key}/{name}")] for name in kind.slots}
         text = _PLACEHOLDER.sub(lambda match: values[match[1]], kind.prompt)
         return Prompt(number, kind, values, self.system, text)
 
@@ -104,10 +102,7 @@ def load(path: Path, language: str) -> Recipe:
 # What a recipe has in it: of each entry a check, and the same in words. `*` stands for any name.
 _TEXT = (lambda value: isinstance(value, str) and value.strip(), "a text")
 _TEXTS = (lambda value: isinstance(value, list) and value and all(map(_TEXT[0], value)), "a list of texts, none empty")
-_RANGE = (
-    lambda value: isinstance(value, list) and [type(n) for n in value] == [int, int] and 1 <= value[0] <= value[1],
-    "[fewest, most]",
-)
+_RANGE = (lambda v: isinstance(v, list) and [*map(type, v)] == [int, int] and 1 <= v[0] <= v[1], "[fewest, most]")
 _SHARE = (lambda value: type(value) is int and 1 <= value <= 100, "a whole number from 1 to 100")
 _FORM = (lambda value: value in FORMS, f"one of {', '.join(FORMS)}")
 _KIND = {"form": _FORM, "words": _RANGE, "share": _SHARE, "prompt": _TEXT}

@@ -147,10 +147,9 @@ def _load(config: SynthesisConfig, device: torch.device, precision: torch.dtype)
         if _is_out_of_memory(error):
             problem = f"out of memory on {device} while loading {name}: try `quantize` 4bit, or a smaller `model`"
         elif from_cache and isinstance(error, (OSError, ValueError)):
-            problem = (
-                f"`model`: {name} is not in the cache of this machine, and the Hub cannot be reached; with a network"
-            )
-            problem += f", `hf download {name}` fetches it; without, copy its folder here and name it: `model` FOLDER"
+            problem = f"`model`: {name} is not in the cache of this machine, and the Hub cannot be reached; with a "
+            problem += f"network, `hf download {name}` fetches it; without, copy its folder here and name it: "
+            problem += "`model` FOLDER"
         raise UserError(problem) from None
 
 
