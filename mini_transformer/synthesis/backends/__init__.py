@@ -1,4 +1,4 @@
-"""Engines that write samples: one small interface, and behind it this machine (`local`) or a server (`server`)."""
+"""Engines that write samples: one small interface, for this machine (`local`) and for a server (`server`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
