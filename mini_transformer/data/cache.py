@@ -61,6 +61,7 @@ class DataCache:
                 if work:
                     print(f"Waiting for another process that {work}", file=sys.stderr, flush=True)
                 lock.acquire()
-            with lock:
-                lock.release()  # one of the two acquisitions
+            try:
                 yield folder
+            finally:
+                lock.release()
