@@ -1,4 +1,4 @@
-"""Where a process runs: device, precision, repeatability, and its lines on the terminal.
+"""Where a process runs: rank, device, precision, repeatability, and its lines on the terminal.
 
 torch is imported where it is used: `log` is for commands that do without it, too.
 """
@@ -15,9 +15,34 @@ if TYPE_CHECKING:
     import torch
 
 
+def is_launched() -> bool:
+    """Whether the process is one of a run's ranks, started by our launcher or by torchrun."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """The number of this process among those of the run."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
+def world_size() -> int:
+    """The number of processes of the run."""
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+
+
+def local_rank() -> int:
+    """The number of this process among those of its node."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if is_launched() else 0
+
+
+def node() -> int:
+    """The number of this process's node."""
+    return int(os.environ.get("GROUP_RANK", 0))
+
+
 def log(line: str) -> None:
     """Print a line, from the first process of a run only. A closed pipe (`train ... | head`) is no error."""
-    if os.environ.get("RANK", "0") != "0":  # of several processes
+    if rank():
         return
     try:
         print(line, flush=True)
@@ -33,31 +58,43 @@ def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> 
     import torch
 
     if gpus is not None:
-        return _pick_gpu(device, gpus, setting)
+        ids = gpu_ids(device, gpus, setting)
+        if local_rank() >= len(ids):
+            raise UserError(f"`{setting}` {gpus}: {len(ids)} for process number {local_rank() + 1} of this machine")
+        return torch.device("cuda", ids[local_rank()])
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(kind for kind in there if there[kind])
     if not there[device]:
         maker = "NVIDIA" if device == "cuda" else "Apple"
         raise UserError(f"`device` {device}: no {maker} GPU is there for this PyTorch; take `device` cpu (or auto)")
-    return torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+    if device == "mps" and world_size() > 1:
+        raise UserError(f"`device` mps: is one for one process, not for {world_size()}; take `device` cpu")
+    if device == "cuda" and local_rank() >= (count := torch.cuda.device_count()):
+        raise UserError(f"`device` cuda: there are {count} GPUs for process number {local_rank() + 1} of this machine")
+    return torch.device("cuda", local_rank()) if device == "cuda" else torch.device(device)
 
 
-def _pick_gpu(device: str, gpus: str, setting: str) -> "torch.device":
+def gpu_ids(device: str, gpus: str, setting: str = "gpus") -> list[int]:
+    """The ids in `0,1` or `all`. Raises `UserError` where there is no such GPU."""
     import torch
 
     if device not in ("auto", "cuda"):
         raise UserError(f"`{setting}` {gpus}: goes with `device` cuda, not with `device` {device}")
     count = torch.cuda.device_count()
-    gpus = "0" if gpus == "all" and count == 1 else gpus
-    if gpus == "all" or "," in gpus:
-        raise UserError(f"`{setting}` {gpus}: training on several GPUs is not there yet; name one id, such as 0")
-    if not gpus.isdecimal():
-        raise UserError(f"`{setting}` {gpus}: expected the id of a GPU, such as 0")
-    if int(gpus) >= count:
+    if gpus == "all" and not count:
+        raise UserError(f"`{setting}` all: there is no NVIDIA GPU for this PyTorch")
+    words = list(map(str, range(count))) if gpus == "all" else gpus.split(",")
+    if not all(word.strip().isdecimal() and len(word) < 9 for word in words):
+        raise UserError(f"`{setting}` {gpus}: expected the ids of GPUs, such as 0 or 0,1, or all")
+    ids = [int(word) for word in words]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"`{setting}` {gpus}: an id is there twice")
+    if wrong := [i for i in ids if i >= count]:
         there = "there is none" if count == 0 else f"there are {count}, ids 0 to {count - 1}"
-        raise UserError(f"`{setting}` {gpus}: there is no GPU of that id ({there})")
-    return torch.device("cuda", int(gpus))
+        hint = f"; for {count} GPUs: `{setting}` all" if ids == [count] and count > 1 else ""
+        raise UserError(f"`{setting}` {gpus}: there is no GPU of id {wrong[0]} ({there}){hint}")
+    return ids
 
 
 def describe_device(device: "torch.device") -> str:

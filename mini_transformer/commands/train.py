@@ -9,6 +9,7 @@ from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, name
 from mini_transformer.config import ModelConfig, OptimConfig, PhaseSettings, RunConfig, TextConfig, TrainConfig
 from mini_transformer.errors import UserError
 from mini_transformer.recipes import Recipe, load_recipe, recipe_names
+from mini_transformer.runtime import is_launched, log
 from mini_transformer.settings import train_config
 
 NUMBER = r"\d+(\.\d*)?|\.\d+"
@@ -36,8 +37,8 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
-    run = ["out_dir", "overwrite", "device", "gpus", "precision", "micro_batch_size", "seed"]
-    run += ["eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"]
+    run = ["out_dir", "overwrite", "device", "gpus", "nproc", "parallel", "rank_timeout", "precision"]
+    run += ["micro_batch_size", "seed", "eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     given = vars(parser.parse(argv))
     recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
@@ -76,12 +77,19 @@ def sources(words: Sequence[str], name: str) -> tuple[tuple[Path, ...], tuple[fl
 def main(argv: Sequence[str]) -> int:
     """Train a model, or go on with a run that was stopped."""
     config = parse_config(argv)
+    if not is_launched():
+        from mini_transformer.training.launch import launch, processes
+
+        if (number := processes(config)) > 1:
+            return launch(argv, number)
+    from mini_transformer.training.distributed import only_one_reports
     from mini_transformer.training.run import train as run
     from mini_transformer.training.trainer import Stopped
 
-    try:
-        run(config)
-    except Stopped:
-        print(f"Stopped; the state is saved in {config.run.out_dir}. The same command goes on from here.")
-        return EXIT_INTERRUPTED
+    with only_one_reports():
+        try:
+            run(config)
+        except Stopped:
+            log(f"Stopped; the state is saved in {config.run.out_dir}. The same command goes on from here.")
+            return EXIT_INTERRUPTED
     return 0

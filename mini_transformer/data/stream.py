@@ -205,15 +205,18 @@ class Mixture:
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-def validation_batches(stream: TokenStream, batch_size: int, block_size: int, max_batches: int) -> Iterator[Batch]:
-    """Inputs and targets (up to B, T) that go through a stream once, at most `max_batches` of them.
+def validation_batches(
+    stream: TokenStream, batch_size: int, block_size: int, max_batches: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Inputs and targets (up to B, T) that go through a stream once, at most `max_batches` of them, and True.
 
     Each token after the first is predicted once; what remains after the last whole block comes as one shorter row.
+    The processes take turns; those that get one less than others get the first batch again at the end, with False.
     """
-    whole = (len(stream) - 1) // block_size
-    starts = [*range(0, whole, batch_size), whole]
-    for start in starts[:max_batches]:
+    whole, rest = divmod(len(stream) - 1, block_size)
+    starts = [*range(0, whole, batch_size), *[whole] * (rest > 0)][:max_batches]
+    for i in range(rank, -(-len(starts) // world_size) * world_size, world_size):
+        start = starts[i] if i < len(starts) else 0
         rows = min(batch_size, whole - start) or 1
         tokens = torch.from_numpy(stream.read(start * block_size, (start + rows) * block_size + 1).astype(np.int64))
-        if len(tokens) > 1:
-            yield tokens[:-1].view(rows, -1), tokens[1:].view(rows, -1)
+        yield tokens[:-1].view(rows, -1), tokens[1:].view(rows, -1), i < len(starts)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.attention import Attention, KVCache
+from mini_transformer.model.dropout import RowDropout
 from mini_transformer.model.moe import MixtureOfExperts
 from mini_transformer.model.rotary import rotary_table
 
@@ -25,7 +26,7 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.mlp = MixtureOfExperts(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = RowDropout(config.dropout)
 
     def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
         x_btc = x_btc + self.dropout(self.self_attn(self.input_layernorm(x_btc), rotary, cache))
@@ -39,7 +40,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = RowDropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -23,6 +23,8 @@ class Router(nn.Module):
         self.experts_per_token = config.experts_per_token
         self.weight = nn.Parameter(torch.empty(config.n_experts, config.n_embd))
         self.bias = nn.Parameter(torch.empty(config.n_experts))
+        if config.n_experts == 1:  # no choice, so no gradient, which DDP and FSDP would wait for
+            self.requires_grad_(False)
         self.tokens_per_expert: Tensor | None = None
 
     def forward(self, x_nc: Tensor) -> tuple[Tensor, Tensor]:

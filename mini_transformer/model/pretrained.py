@@ -5,6 +5,7 @@ our own metadata is under the key "mini_transformer". Reading takes any GPT-OSS 
 folder, and says in one line what is wrong with a folder that does not fit.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -143,10 +144,10 @@ def _read_rope(values: dict[str, Any], where: str) -> RopeConfig:
     return RopeConfig(kind, **_read(RopeConfig, _rope_keys(kind), beside | rope, f"{where}: {key}"))
 
 
-def export_weights(model: Decoder) -> dict[str, Tensor]:
-    """Copies of the weights on the CPU, in float32, under their GPT-OSS names and with gate and up interleaved."""
+def export_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a model's state on the CPU, in float32, under its GPT-OSS names and with gate and up interleaved."""
     tensors = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         tensor = tensor.detach().to("cpu", torch.float32)
         if "gate_up_proj" in name:
             tensor = torch.stack(tensor.chunk(2, dim=-1), dim=-1).flatten(-2)

@@ -34,9 +34,9 @@ class Checkpoint:
     """What is saved."""
 
     progress: Progress
-    model: dict[str, Tensor]
+    model: dict[str, Any]
     optimizer: dict[str, Any]
-    best: dict[str, Tensor]  # the best weights, under their names on disk
+    best: dict[str, Any]  # the best weights
     metrics_size: int  # bytes of metrics.jsonl that belong to it
 
 

@@ -5,20 +5,18 @@ Sums and numbers, not means: the trainer divides by the number over all micro-ba
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-from mini_transformer.model.decoder import Decoder
 
 
 class Loss(Protocol):
     """See the module."""
 
-    def __call__(self, model: Decoder, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
+    def __call__(self, model: nn.Module, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
         """The sum of the losses (a scalar, in nats) and the number of predicted tokens."""
 
 
-def cross_entropy_sum(model: Decoder, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
+def cross_entropy_sum(model: nn.Module, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
     """The sum of -log p of the targets, in nats, in float32."""
     logits = model(inputs_bt).float().flatten(0, 1)
     return F.cross_entropy(logits, targets_bt.flatten(), reduction="sum"), targets_bt.numel()

@@ -1,14 +1,15 @@
 """What a run logs: lines and a progress bar on the terminal, and `metrics.jsonl`."""
 
+import io
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
-from mini_transformer.runtime import log
+from mini_transformer.runtime import log, rank
 
 
 def duration(seconds: float) -> str:
@@ -23,8 +24,11 @@ class MetricsLogger:
     """The log of a run. Lines go to standard output; the bar, on a terminal only, to standard error."""
 
     def __init__(self, metrics: Path, metrics_size: int) -> None:
-        """`metrics_size`: the bytes of the metrics file to keep; what a killed run wrote after them is dropped."""
-        self._metrics = open(metrics, "ab")  # noqa: SIM115 - open for the whole run
+        """`metrics_size`: the bytes of the metrics file to keep; what a killed run wrote after them is dropped.
+
+        Only rank 0 logs.
+        """
+        self._metrics: IO[bytes] = io.BytesIO() if rank() else open(metrics, "ab")  # noqa: SIM115 - for the whole run
         self._metrics.truncate(min(metrics_size, self.size))
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = (time.monotonic(), 0)  # when the counting of iterations began, and at which
@@ -45,7 +49,7 @@ class MetricsLogger:
         self._bar.close()
         self._clock = time.monotonic(), done
         form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        look = dict(bar_format=form, dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
+        look = dict(bar_format=form, dynamic_ncols=True, leave=False, disable=rank() > 0 or not sys.stderr.isatty())
         self._bar = tqdm(desc=phase, initial=done, total=iters, **look)
 
     def close(self) -> None:

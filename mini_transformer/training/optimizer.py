@@ -7,6 +7,7 @@ from mini_transformer.config import OptimConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.moe import Router
 from mini_transformer.training.distributed import sum_over_ranks
+from mini_transformer.training.parallel import add_to
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -38,11 +39,11 @@ def update_router_bias(model: Decoder, rate: float) -> float:
     router's own, which the exported model has too. Returns the maximum load of an expert, over all layers, relative to
     the mean (1: perfectly balanced).
     """
-    max_load = 1.0
-    for router in routers(model):
-        if router.tokens_per_expert is None:
-            continue
-        load_e, router.tokens_per_expert = sum_over_ranks(router.tokens_per_expert).float(), None
-        router.bias.add_(rate * torch.sign(load_e.mean() - load_e))
-        max_load = max(max_load, (load_e.max() / load_e.mean()).item())
-    return max_load
+    counts = {router: router.tokens_per_expert for router in routers(model) if router.tokens_per_expert is not None}
+    if not counts:
+        return 1.0
+    load_le = sum_over_ranks(torch.stack(list(counts.values()))).float()
+    for router, load_e in zip(counts, load_le, strict=True):
+        router.tokens_per_expert = None
+        add_to(router.bias, rate * torch.sign(load_e.mean() - load_e))
+    return (load_le.max(1).values / load_le.mean(1)).max().item()

@@ -18,10 +18,21 @@ from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.runtime import describe_device, deterministic_algorithms, log, pick_device, pick_precision
+from mini_transformer.runtime import (
+    describe_device,
+    deterministic_algorithms,
+    is_launched,
+    log,
+    pick_device,
+    pick_precision,
+    rank,
+    world_size,
+)
 from mini_transformer.settings import recorded_settings
+from mini_transformer.training.distributed import check_equal, first_on_each_node, from_rank_zero, join, process_group
 from mini_transformer.training.metrics import duration
 from mini_transformer.training.optimizer import update_router_bias
+from mini_transformer.training.parallel import pick_parallel
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment
 from mini_transformer.training.trainer import Trainer
 
@@ -35,22 +46,34 @@ def train(config: TrainConfig) -> None:
     Raises `UserError` for wrong input before anything is written, `Stopped` when interrupted (the state is saved).
     """
     check(config)
+    if config.optim.batch_size < world_size():
+        raise UserError(f"`batch_size` {config.optim.batch_size}: is less than the {world_size()} processes")
     device = pick_device(config.run.device, config.run.gpus)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    join()
+    with first_on_each_node():
+        data = prepare_data(_shared(config))
+    with process_group(device, config.run.rank_timeout, single=config.run.parallel == "fsdp"):
+        _train(config, data, device)
+
+
+def _shared(config: TrainConfig) -> TrainConfig:
+    """The same, but on several ranks all tokens are in the cache: one of them makes them, and all map them."""
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, in_memory=0)) if is_launched() else config
+
+
+def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> None:
     precision = pick_precision(config.run.precision, device)
-    data = prepare_data(config)
     if data.block_size < config.model.block_size:
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
     folder, wanted = RunFolder(config.run.out_dir), describe_run(config, data)
-    record = folder.open(wanted, config.run.overwrite)
+    check_equal("the text or a setting is another", wanted)
+    record = from_rank_zero(folder.open(wanted, config.run.overwrite) if rank() == 0 else None)
     if record and record.get("finished"):
         log(f"{config.run.out_dir}: this run is finished; nothing to do (overwrite trains it again)")
         return
-    environment = describe_environment(device.type, precision)
-    before = record.get("environment", {}) if record else environment
-    changed = [f"{k} was {before.get(k)}, is {here}" for k, here in environment.items() if before.get(k) != here]
-    if changed:
-        log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
     _log_data(config, data, device, precision)
 
     with stop_on_signal() as stop, _machine_errors(config, device):
@@ -58,16 +81,24 @@ def train(config: TrainConfig) -> None:
         model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
         total, active = model.parameter_counts()
         log(f"Model: {total:,} parameters, {active:,} of them active for each token")
-        trainer = Trainer(config, data, model, folder, precision, stop)
+        parallel = pick_parallel(config.run.parallel, total, device)
+        environment = describe_environment(device.type, precision, parallel)
+        before = record.get("environment", {}) if record else environment
+        changed = [f"{k} was {before.get(k)}, is {here}" for k, here in environment.items() if before.get(k) != here]
+        if changed:
+            log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
+        trainer = Trainer(config, data, model, folder, precision, stop, parallel)
         _warn_if_long(trainer, active)
-        if record is None:
-            folder.clear()
-        folder.remove_temporary_files()
-        folder.write_record(wanted, environment, finished=False)
-        _write_model_files(config, data, model)
+        if rank() == 0:
+            if record is None:
+                folder.clear()
+            folder.remove_temporary_files()
+            folder.write_record(wanted, environment, finished=False)
+            _write_model_files(config, data, model)
         with deterministic_algorithms(device):
             trainer.fit()
-    folder.write_record(wanted, environment, finished=True)
+    if rank() == 0:
+        folder.write_record(wanted, environment, finished=True)
     log(f"\nThe best weights, of validation loss {trainer.progress.best_loss:.3f}, are in {config.run.out_dir}")
 
 
@@ -150,13 +181,13 @@ def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
     block = torch.zeros((trainer.micro_batch_size, trainer.block_size), dtype=torch.int64)
     for _ in range(2):  # the first one warms up
         started = time.monotonic()
-        trainer.loss_sum(block, block)[0].backward()
+        trainer.loss_sum(trainer.parallel, block, block)[0].backward()
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
-    seconds = (time.monotonic() - started) * trainer.batch_size / trainer.micro_batch_size * iterations
+    seconds = (time.monotonic() - started) * len(trainer.rows) / trainer.micro_batch_size * iterations
     trainer.model.zero_grad(set_to_none=True)
     update_router_bias(trainer.model, 0.0)
-    if seconds > LONG:
+    if seconds > LONG and rank() == 0:
         what = f"{iterations:,} iterations of this model will take about {duration(seconds)}"
         hint = "the recipe laptop gives a first result in under an hour"
         print(f"Warning: {what} on {describe_device(trainer.device)}; {hint}", file=sys.stderr)

@@ -14,6 +14,7 @@ from mini_transformer import __version__
 from mini_transformer.errors import UserError
 from mini_transformer.files import read_json, try_lock, write_json
 from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
+from mini_transformer.runtime import world_size
 from mini_transformer.settings import settings_difference
 from mini_transformer.training.checkpoint import Checkpoints
 
@@ -26,11 +27,12 @@ OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, W
 Record = dict[str, Any]  # "settings" and "fingerprints" of a run
 
 
-def describe_environment(device: str, precision: torch.dtype) -> dict[str, Any]:
+def describe_environment(device: str, precision: torch.dtype, parallel: str) -> dict[str, Any]:
     """What "bit for bit" depends on beside the settings."""
     versions = {"version": __version__, "torch": torch.__version__}
     kind = str(precision).removeprefix("torch.")
-    return {**versions, "device": device, "precision": kind, "threads": torch.get_num_threads()}
+    processes = {"processes": world_size(), "parallel": parallel, "threads": torch.get_num_threads()}
+    return {**versions, "device": device, "precision": kind, **processes}
 
 
 class RunFolder:

@@ -1,7 +1,8 @@
-"""The one trainer: phases follow each other, one loop runs them all.
+"""The one trainer: phases follow each other, one loop runs them all, on one process or on many.
 
-A run is a pure function of its settings and texts: the order of the batches and the dropout of each iteration follow
-from the seed and the iteration's number alone, so a run that was stopped goes on as if it had not been.
+A run is a pure function of its settings and texts: the batch of each iteration and the dropout of each of its rows
+follow from the seed and their numbers alone. So a run that was stopped goes on as if it had not been, and does the same
+on any number of ranks. Every rank goes through the same lines; what only rank 0 does is said beside it.
 """
 
 import math
@@ -9,24 +10,39 @@ import statistics
 import threading
 import time
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from mini_transformer.config import Phase, SamplingConfig, TrainConfig
 from mini_transformer.data.prepare import TrainingData
+from mini_transformer.data.stream import rows_of
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.runtime import log
+from mini_transformer.model.dropout import seed_dropout
+from mini_transformer.runtime import log, rank, world_size
 from mini_transformer.training.averaging import averaged_weights
 from mini_transformer.training.checkpoint import Checkpoint, Progress, save_tensors
-from mini_transformer.training.distributed import any_rank, rank_zero_decides, sum_over_ranks
+from mini_transformer.training.distributed import any_rank, from_rank_zero, launcher_is_gone, sum_over_ranks
 from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.metrics import MetricsLogger
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
+from mini_transformer.training.parallel import (
+    clip_gradients,
+    gather,
+    gradient_scale,
+    gradient_sync,
+    parallelise,
+    snapshot,
+)
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
@@ -53,17 +69,23 @@ class Trainer:
         folder: RunFolder,
         precision: torch.dtype,
         stop: threading.Event,
+        parallel: str = "none",
         loss: Loss = cross_entropy_sum,
     ) -> None:
         self.config, self.data, self.model, self.folder = config, data, model, folder
         self.precision, self.stop, self.loss = precision, stop, loss
         self.device = next(model.parameters()).device
         self.block_size, self.batch_size = model.config.block_size, config.optim.batch_size
-        fitting = CPU_TOKENS // self.block_size if self.device.type == "cpu" else self.batch_size
-        self.micro_batch_size = config.run.micro_batch_size or max(1, min(self.batch_size, fitting))
+        self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
+        fitting = max(1, CPU_TOKENS // self.block_size) if self.device.type == "cpu" else len(self.rows)
+        self.micro_batch_size = config.run.micro_batch_size or min(len(self.rows), fitting)
+        self.validation_batch_size = config.run.micro_batch_size or fitting
+        self.parallel = parallelise(model, parallel)
+        if self.parallel is not self.model:
+            self._warm_up()
         self.optimizer = make_optimizer(model, config.optim)
         self.progress = Progress()
-        self.best: dict[str, Tensor] = {}  # the best weights, under their names on disk
+        self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
         self.best_on_disk = True
         self.resumed_at = (0, 0)
 
@@ -80,10 +102,11 @@ class Trainer:
                 if phase != self.progress.phase:
                     self._begin_phase(phase)
                 self._run_phase()
-            pretrained.import_weights(self.model, self.best)
+            self.model.load_state_dict(self.best)
             text = self.sample_text(FINAL_TOKENS).strip("\n") + "\n"
-            with replacing(self.folder.folder / TEXT) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            if rank() == 0:
+                with replacing(self.folder.folder / TEXT) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
             self._write_results()
         except Stopped:
             self._save()
@@ -98,16 +121,16 @@ class Trainer:
         while True:
             i = progress.iteration
 
-            # once in a while: save what resuming needs, before anything that may fail (rank 0 decides)
+            # once in a while: save what resuming needs, before anything that may fail (rank 0 decides and writes)
             may_save = i and i % run.checkpoint_interval == 0 and (progress.phase, i) != self.resumed_at
-            if may_save and rank_zero_decides(self.folder.checkpoints.is_due()):
+            if may_save and from_rank_zero(self.folder.checkpoints.is_due()):
                 self._save()
 
             # once in a while, and at the end: evaluate on the validation text, keep the best weights (all ranks)
             if (i % run.eval_interval == 0 or i == iters) and i != progress.evaluated:
                 self._evaluate()
 
-            # once in a while: show how the model writes (rank 0)
+            # once in a while: show how the model writes (all ranks, the text of rank 0 is shown)
             if run.sample_interval and i % run.sample_interval == 0 and 0 < i < iters:
                 text = self.sample_text(SAMPLE_TOKENS)
                 self.metrics.log("\n".join(f"    | {line}" for line in text.strip().splitlines()))
@@ -134,21 +157,24 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One step of the optimizer on one batch; returns its metrics. If it raises, no weight has changed."""
         phase, optim, i = self.phase, self.config.optim, self.progress.iteration
-        seeds = np.random.SeedSequence([self.config.run.seed, self.progress.phase, i])
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        seed = (self.config.run.seed, self.progress.phase, i)
+        batches = self.data.phases[self.progress.phase].batches
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        inputs_bt, targets_bt = self.data.phases[self.progress.phase].batches.batch(i, self.batch_size, self.block_size)
-        count = sum_over_ranks(torch.tensor(targets_bt.numel())).item()
+        inputs_bt, targets_bt = batches.batch(i, self.batch_size, self.block_size, rank(), world_size())
+        count = self.batch_size * self.block_size  # tokens that all ranks predict
         total = torch.zeros((), device=self.device)
-        for start in range(0, len(inputs_bt), self.micro_batch_size):
-            self.check_stop()
-            rows = slice(start, start + self.micro_batch_size)
-            loss = self.loss_sum(inputs_bt[rows], targets_bt[rows])[0] / count
-            loss.backward()
+        for start in range(0, len(self.rows), self.micro_batch_size):
+            self.check_stop_alone()
+            part = slice(start, start + self.micro_batch_size)
+            seed_dropout(self.model, seed, self.rows[part])
+            with gradient_sync(self.parallel, last=part.stop >= len(self.rows)):
+                loss = self.loss_sum(self.parallel, inputs_bt[part], targets_bt[part])[0] / count
+                (loss * gradient_scale(self.parallel)).backward()
             total += loss.detach()
+        self.check_stop()
         loss = sum_over_ranks(total)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip)
+        norm = clip_gradients(self.model, optim.grad_clip)
         if any_rank(not (math.isfinite(loss.item()) and math.isfinite(norm.item()))):
             what = f"the loss is {loss.item()}, the gradient norm {norm.item()}; the weights were not changed"
             raise UserError(f"iteration {i} of phase {phase.name}: {what}. Try a lower `lr`, or `precision` float32")
@@ -159,24 +185,42 @@ class Trainer:
         values = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
         return values | {"max_expert_load": update_router_bias(self.model, optim.balance_rate)}
 
-    def loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor, loss: Loss | None = None) -> tuple[Tensor, int]:
+    def loss_sum(
+        self, model: nn.Module, inputs_bt: Tensor, targets_bt: Tensor, loss: Loss | None = None
+    ) -> tuple[Tensor, int]:
         """A loss (by default the one that is trained) of a batch on the device and in the precision of the run."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-            return (loss or self.loss)(self.model, inputs_bt.to(self.device), targets_bt.to(self.device))
+            return (loss or self.loss)(model, inputs_bt.to(self.device), targets_bt.to(self.device))
 
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
-        self.check_stop()
-        return self.loss_sum(inputs_bt, targets_bt, cross_entropy_sum)
+        self.check_stop_alone()
+        return self.loss_sum(self.model, inputs_bt, targets_bt, cross_entropy_sum)
+
+    def _warm_up(self) -> None:
+        """One forward and backward pass that changes nothing.
+
+        After its first pass DDP orders the gradients anew, and the order decides how sums of three and more are
+        rounded: a run that goes on must not begin with another one.
+        """
+        block = torch.zeros((1, self.block_size), dtype=torch.int64)
+        self.loss_sum(self.parallel, block, block)[0].backward()
+        self.model.zero_grad(set_to_none=True)
+        update_router_bias(self.model, 0.0)
 
     def check_stop(self) -> None:
-        """Raises `Stopped` if any rank is asked to stop."""
-        if any_rank(self.stop.is_set()):
+        """Raises `Stopped` on all ranks if any is asked to stop, or has lost the process that launched it."""
+        if any_rank(self.stop.is_set() or launcher_is_gone()):
             raise Stopped
+
+    def check_stop_alone(self) -> None:
+        """The same where ranks do not wait for each other: one of several goes on to the next `check_stop`."""
+        if world_size() == 1:
+            self.check_stop()
 
     def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""
         run, progress, i = self.config.run, self.progress, self.progress.iteration
-        size = min(self.micro_batch_size, self.batch_size)
+        size = self.validation_batch_size
         max_batches = math.ceil(run.eval_iters * self.batch_size / size)
         with averaged_weights(self.model):
             loss = validate(self._validation_loss_sum, self.data.validation, size, self.block_size, max_batches)
@@ -185,8 +229,8 @@ class Trainer:
             is_best = loss < progress.best_loss
             if is_best:
                 progress.best_loss, progress.best_step = loss, (progress.phase, i)
-                self.best, self.best_on_disk = pretrained.export_weights(self.model), False
-        if is_best and (i == 0 or rank_zero_decides(self.folder.checkpoints.is_due())):
+                self.best, self.best_on_disk = snapshot(self.model), False
+        if is_best and (i == 0 or from_rank_zero(self.folder.checkpoints.is_due())):
             self._write_best()
         bits = loss * self.data.tokens_per_character / math.log(2)
         training = f"training {statistics.fmean(progress.losses):.3f}, " if progress.losses else ""
@@ -212,7 +256,7 @@ class Trainer:
         with averaged_weights(self.model):
             engine = Engine(self.model, self.data.tokenizer, self.data.suppress_tokens)
             for piece in engine.generate("", tokens, SamplingConfig(), seed=self.config.run.seed):
-                self.check_stop()
+                self.check_stop_alone()
                 pieces.append(piece)
         return "".join(pieces)
 
@@ -220,10 +264,18 @@ class Trainer:
         """Take up the newest checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
         if not (checkpoint := self.folder.checkpoints.load()):
             return 0
-        self.progress, self.best = checkpoint.progress, checkpoint.best
+        self.progress = checkpoint.progress
         self.resumed_at = (self.progress.phase, self.progress.iteration)
-        self.model.load_state_dict(checkpoint.model)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, checkpoint.best, options=options)
+        self.best = snapshot(self.model)
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=checkpoint.model,
+            optim_state_dict=checkpoint.optimizer,
+            options=options,
+        )
         self.best_on_disk = False  # the killed run may have written later ones
         log(f"Resuming from the checkpoint at {self.phase.name} {self.progress.iteration}")
         return checkpoint.metrics_size
@@ -231,18 +283,21 @@ class Trainer:
     def _save(self) -> None:
         """Write the best weights and a checkpoint."""
         self._write_best()
-        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
-        checkpoint = Checkpoint(self.progress, model, optimizer, self.best, self.metrics.size)
-        self.folder.checkpoints.save(checkpoint, self.phase.name)
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=StateDictOptions(full_state_dict=True))
+        checkpoint = Checkpoint(self.progress, model, optimizer, gather(self.best), self.metrics.size)
+        if rank() == 0:
+            self.folder.checkpoints.save(checkpoint, self.phase.name)
 
     def _write_best(self) -> None:
         if not self.best_on_disk and self.best:
-            pretrained.write_weights(self.folder.folder, self.best)
+            weights = pretrained.export_weights(gather(self.best))
+            if rank() == 0:
+                pretrained.write_weights(self.folder.folder, weights)
             self.best_on_disk = True
 
     def _begin_phase(self, phase: int) -> None:
         """Go on to a phase from the best weights so far, with a fresh optimizer."""
-        pretrained.import_weights(self.model, self.best)
+        self.model.load_state_dict(self.best)
         self.optimizer = make_optimizer(self.model, self.config.optim)
         self.progress = Progress(phase, 0, self.progress.best_loss, self.progress.best_step)
         self._write_results()
@@ -252,6 +307,8 @@ class Trainer:
         """The best weights, as `transformers` and as PyTorch have them, and the curve."""
         folder = self.folder.folder
         self._write_best()
-        save_tensors(folder / STATE_DICT, self.best)
-        phases = [(phase.name, phase.iters) for phase in self.config.phases]
-        draw_loss_curve(folder / METRICS, folder / CURVE, phases, self.data.tokens_per_character)
+        weights = pretrained.export_weights(gather(self.best))
+        if rank() == 0:
+            save_tensors(folder / STATE_DICT, weights)
+            phases = [(phase.name, phase.iters) for phase in self.config.phases]
+            draw_loss_curve(folder / METRICS, folder / CURVE, phases, self.data.tokens_per_character)

@@ -1,10 +1,14 @@
-"""The validation loss: the validation stream once, in blocks side by side, at most so many batches of it."""
+"""The validation loss: the validation stream once, in blocks side by side, at most so many batches of it.
+
+Whole batches go to the ranks in turn, so that each is computed as one process alone would.
+"""
 
 from collections.abc import Callable
 
 import torch
 
 from mini_transformer.data.stream import TokenStream, validation_batches
+from mini_transformer.runtime import rank, world_size
 from mini_transformer.training.distributed import sum_over_ranks
 
 LossSum = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]  # of inputs and targets (B, T)
@@ -14,8 +18,10 @@ LossSum = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]  # of
 def validate(loss_sum: LossSum, stream: TokenStream, batch_size: int, block_size: int, max_batches: int) -> float:
     """The mean loss of the model that `loss_sum` has, in nats per predicted token, over all ranks."""
     total, tokens = 0.0, 0
-    for inputs_bt, targets_bt in validation_batches(stream, batch_size, block_size, max_batches):
-        loss, count = loss_sum(inputs_bt, targets_bt)
-        total, tokens = total + loss.item(), tokens + count
+    ranks = rank(), world_size()
+    for inputs_bt, targets_bt, counts in validation_batches(stream, batch_size, block_size, max_batches, *ranks):
+        loss, count = loss_sum(inputs_bt, targets_bt)  # under FSDP all ranks must compute as often
+        if counts:
+            total, tokens = total + loss.item(), tokens + count
     total, tokens = sum_over_ranks(torch.tensor([total, tokens], dtype=torch.float64)).tolist()
     return total / tokens
