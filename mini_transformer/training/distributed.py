@@ -68,8 +68,10 @@ def process_group(device: torch.device, timeout: float, single: bool = False) ->
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    where = dict(store=_store or HashStore(), rank=rank(), world_size=world_size())
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **where)  # type: ignore[arg-type]
+    store = _store or dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(
+        backend, timeout=timedelta(seconds=timeout), store=store, rank=rank(), world_size=world_size()
+    )
     try:
         yield
     finally:

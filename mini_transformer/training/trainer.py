@@ -267,8 +267,9 @@ class Trainer:
         self.progress = checkpoint.progress
         self.resumed_at = (self.progress.phase, self.progress.iteration)
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, checkpoint.best, options=options)
-        self.best = snapshot(self.model)
+        if checkpoint.best:
+            set_model_state_dict(self.model, checkpoint.best, options=options)
+            self.best = snapshot(self.model)
         set_state_dict(
             self.model,
             self.optimizer,
