@@ -76,17 +76,19 @@ def sources(words: Sequence[str], name: str) -> tuple[tuple[Path, ...], tuple[fl
 
 def main(argv: Sequence[str]) -> int:
     """Train a model, or go on with a run that was stopped."""
-    config = parse_config(argv)
     if not is_launched():
+        config = parse_config(argv)
         from mini_transformer.training.launch import launch, processes
 
         if (number := processes(config)) > 1:
             return launch(argv, number)
-    from mini_transformer.training.distributed import only_one_reports
+    from mini_transformer.training.distributed import join, only_one_reports
     from mini_transformer.training.run import train as run
     from mini_transformer.training.trainer import Stopped
 
+    join()
     with only_one_reports():
+        config = parse_config(argv)
         try:
             run(config)
         except Stopped:

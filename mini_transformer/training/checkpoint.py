@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
@@ -35,7 +34,7 @@ class Checkpoint:
 
     progress: Progress
     model: dict[str, Any]
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Any]  # empty before the first step of a phase
     best: dict[str, Any]  # the best weights
     metrics_size: int  # bytes of metrics.jsonl that belong to it
 

@@ -36,7 +36,6 @@ def launch(argv: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process that failed says why
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     if sys.platform == "linux":
@@ -56,10 +55,13 @@ def launch(argv: Sequence[str], processes: int) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         try:
+            logging.disable(logging.CRITICAL)  # the process that failed says why
             elastic_launch(config, sys.executable)("-m", "mini_transformer", "train", *argv)
         except ChildFailedError as error:
             codes = {failure.exitcode for failure in error.failures.values()}
             return next((code for code in (130, 2) if code in codes), 1)
         except SignalException:  # Ctrl-C or SIGTERM, passed on to the processes, which have saved their state
             return 130
+        finally:
+            logging.disable(logging.NOTSET)
     return 0

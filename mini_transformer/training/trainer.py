@@ -272,7 +272,7 @@ class Trainer:
             self.best = snapshot(self.model)
         set_state_dict(
             self.model,
-            self.optimizer,
+            self._stepped_optimizers(),
             model_state_dict=checkpoint.model,
             optim_state_dict=checkpoint.optimizer,
             options=options,
@@ -281,10 +281,15 @@ class Trainer:
         log(f"Resuming from the checkpoint at {self.phase.name} {self.progress.iteration}")
         return checkpoint.metrics_size
 
+    def _stepped_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizer, unless its state is still empty: asked for that, PyTorch makes one that counts a step."""
+        return [self.optimizer] if self.progress.iteration else []
+
     def _save(self) -> None:
         """Write the best weights and a checkpoint."""
         self._write_best()
-        model, optimizer = get_state_dict(self.model, self.optimizer, options=StateDictOptions(full_state_dict=True))
+        options = StateDictOptions(full_state_dict=True)
+        model, optimizer = get_state_dict(self.model, self._stepped_optimizers(), options=options)
         checkpoint = Checkpoint(self.progress, model, optimizer, gather(self.best), self.metrics.size)
         if rank() == 0:
             self.folder.checkpoints.save(checkpoint, self.phase.name)
