@@ -36,7 +36,7 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
-    run = ["out_dir", "overwrite", "device", "gpus", "precision", "micro_batch_size", "seed"]
+    run = ["out_dir", "overwrite", "init_from", "fork", "device", "gpus", "precision", "micro_batch_size", "seed"]
     run += ["eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     given = vars(parser.parse(argv))
@@ -46,7 +46,16 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     for data in ("data", "pretrain_data", "finetune_data"):
         if data in given:
             given[data], given[f"{data}_weights"] = sources(given[data], data)
-    return train_config(given, recipe.settings, recipe.fingerprints)
+    config = train_config(given, recipe.settings, recipe.fingerprints)
+    if config.run.init_from is None:
+        if "init" in recipe.fingerprints:
+            raise UserError(
+                "`recipe`: it is the record of a run from a model's weights; name its folder as `init_from`"
+            )
+        return config
+    from mini_transformer.training.initialisation import start_from
+
+    return start_from(config.run.init_from, config, given, recipe.settings)
 
 
 def split_weight(word: str) -> tuple[str, str]:
@@ -82,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         run(config)
     except Stopped:
-        print(f"Stopped; the state is saved in {config.run.out_dir}. The same command goes on from here.")
+        folder = config.run.fork or config.run.out_dir
+        print(f"Stopped; the state is saved in {folder}. The same command goes on from here.")
         return EXIT_INTERRUPTED
     return 0
