@@ -72,6 +72,7 @@ class ModelConfig:
         """The same with every 0 replaced by what it stands for."""
         experts_per_token = self.experts_per_token or min(2, self.n_experts)
         per_expert = 8 / 3 * self.n_embd / experts_per_token
+        stretched = self.rope.factor != 1  # of a model that began with a shorter context, which its positions follow
         return dataclasses.replace(
             self,
             vocab_size=vocab_size,
@@ -81,9 +82,7 @@ class ModelConfig:
             expert_hidden=self.expert_hidden or math.ceil(per_expert / 32) * 32,
             sliding_window=self.sliding_window or self.block_size,
             layer_types=self.layer_types or tuple((SLIDING, FULL)[i % 2] for i in range(self.n_layer)),
-            rope=dataclasses.replace(self.rope, original_context=self.block_size)
-            if self.rope.factor == 1
-            else self.rope,
+            rope=self.rope if stretched else dataclasses.replace(self.rope, original_context=self.block_size),
         )
 
     def window(self, layer: int) -> int:

@@ -5,7 +5,7 @@ With another tokenizer the rows of the vocabulary are matched by their tokens' t
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ def start_from(folder: Path, config: TrainConfig, flags: Collection[str], recipe
     follows = own.sliding_window >= own.block_size and not ("sliding_window" in flags and asked.sliding_window)
     window = 0 if follows else own.sliding_window
     model = replace(own, block_size=block_size, sliding_window=window, dropout=asked.dropout, tie_embeddings=False)
-    for name in SHAPE.intersection(flags):
+    for name in (name for name in flags if name in SHAPE):
         flagged = replace(model, **{name: getattr(asked, name)}).resolve(0)  # a 0 as what it stands for in this model
         here, there = getattr(flagged, name), getattr(model.resolve(0), name)
         if here != there:
@@ -52,31 +52,39 @@ def start_from(folder: Path, config: TrainConfig, flags: Collection[str], recipe
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"`init_from`: {folder}: there is no such folder")
-    if list(folder.glob(f"{WEIGHTS}.index.json")):
-        raise UserError(f"`init_from`: {folder}: the weights are in several files; save them as one {WEIGHTS} first")
     for name in (CONFIG, WEIGHTS, TOKENIZER_FILE):
         if not (folder / name).is_file():
-            raise UserError(f"`init_from`: {folder}: {name} is missing: there is no model here (yet)")
+            in_parts = name == WEIGHTS and (folder / f"{WEIGHTS}.index.json").is_file()
+            why = "is in several files: save it as one" if in_parts else "is missing: there is no model here (yet)"
+            raise UserError(f"`init_from`: {folder}: {name} {why}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run starts from."""
+
+    folder: Path
+    model: Decoder
+    vocabulary: dict[str, int]  # the id of each token
+
+    @classmethod
+    def read(cls, folder: Path) -> "Source":
+        """The model of a folder. Raises `UserError` if it is damaged."""
+        return cls(folder, read_model(folder, torch.device("cpu")), Tokenizer.load(folder).backend.get_vocab())
+
+    def copy_to(self, model: Decoder, tokenizer: Tokenizer) -> None:
+        """Copy the weights into a new model; tokens that this one lacks keep their rows as they are there."""
+        rows, known = self.model.config.vocab_size, self.vocabulary
+        shared = [(i, known[token]) for token, i in tokenizer.backend.get_vocab().items() if token in known]
+        here, there = torch.tensor([pair for pair in shared if pair[1] < rows], dtype=torch.int64).reshape(-1, 2).T
+        weights, fresh = self.model.state_dict(), model.state_dict()
+        for name in ("embed_tokens.weight", "lm_head.weight"):
+            weights[name] = fresh[name].cpu().index_copy(0, here, weights[name][there])
+        model.load_state_dict(weights)
+        log(f"Init: {len(here):,} of {tokenizer.vocab_size:,} tokens have a row in {self.folder}")
 
 
 def weights_fingerprint(folder: Path) -> str:
     """The first 32 digits of the SHA-256 of a folder's `model.safetensors`, in hexadecimal."""
     with open(folder / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-@torch.no_grad()
-def initialise_from(folder: Path, model: Decoder, tokenizer: Tokenizer) -> None:
-    """Copy the weights of a folder into a new model; tokens that its tokenizer lacks keep their rows as they are."""
-    source, known = read_model(folder, torch.device("cpu")), Tokenizer.load(folder).backend.get_vocab()
-    rows = source.config.vocab_size
-    vocabulary = tokenizer.backend.get_vocab()
-    pairs = [(i, known[token]) for token, i in vocabulary.items() if known.get(token, rows) < rows]
-    here, there = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
-    weights, own = source.state_dict(), model.state_dict()
-    for name in ("embed_tokens.weight", "lm_head.weight"):
-        fresh = own[name].cpu().clone()
-        fresh[here] = weights[name][there]
-        weights[name] = fresh
-    model.load_state_dict(weights)
-    log(f"Init: {len(pairs):,} of {tokenizer.vocab_size:,} tokens have a row in {folder}")

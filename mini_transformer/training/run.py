@@ -21,7 +21,7 @@ from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import describe_device, deterministic_algorithms, log, pick_device, pick_precision
 from mini_transformer.settings import recorded_settings
 from mini_transformer.training.fork import Fork
-from mini_transformer.training.initialisation import initialise_from, weights_fingerprint
+from mini_transformer.training.initialisation import Source, weights_fingerprint
 from mini_transformer.training.metrics import duration
 from mini_transformer.training.optimizer import update_router_bias
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment, start_command
@@ -43,6 +43,7 @@ def train(config: TrainConfig) -> None:
     if data.block_size < config.model.block_size:
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
+    source = Source.read(config.run.init_from) if config.run.init_from else None
     folder, wanted = RunFolder(config.run.out_dir), describe_run(config, data)
     fork = Fork(config, wanted) if config.run.fork else None
     if fork:
@@ -64,8 +65,9 @@ def train(config: TrainConfig) -> None:
     with stop_on_signal() as stop, _machine_errors(config, device):
         torch.manual_seed(config.run.seed)
         model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
-        if config.run.init_from:
-            initialise_from(config.run.init_from, model, data.tokenizer)
+        if source:
+            source.copy_to(model, data.tokenizer)
+            source = None  # not to be kept in memory
         total, active = model.parameter_counts()
         log(f"Model: {total:,} parameters, {active:,} of them active for each token")
         trainer = Trainer(config, data, model, folder, precision, stop)
