@@ -6,14 +6,13 @@ Exit codes: 0 done, 2 wrong input (one line on standard error says what), 130 in
 import argparse
 import dataclasses
 import importlib
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from mini_transformer import __version__
-from mini_transformer.config import TRAINABLE_TOKENIZERS, flag
+from mini_transformer.config import TRAINABLE_TOKENIZERS, flag, with_flags
 from mini_transformer.errors import UserError, did_you_mean
 
 EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -109,7 +108,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"mini_transformer.commands.{name.replace('-', '_')}")
         return int(command.main(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        message = re.sub(r"`(\w+)`", lambda setting: flag(setting[1]), str(error).replace("\n", " "))
+        message = with_flags(str(error).replace("\n", " "))
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

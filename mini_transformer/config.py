@@ -6,6 +6,7 @@ The defaults are those of the recipe `mission`.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import ge, gt, le
@@ -71,6 +72,7 @@ class ModelConfig:
         """The same with every 0 replaced by what it stands for."""
         experts_per_token = self.experts_per_token or min(2, self.n_experts)
         per_expert = 8 / 3 * self.n_embd / experts_per_token
+        stretched = self.rope.factor != 1  # of a model that began with a shorter context, which its positions follow
         return dataclasses.replace(
             self,
             vocab_size=vocab_size,
@@ -80,7 +82,7 @@ class ModelConfig:
             expert_hidden=self.expert_hidden or math.ceil(per_expert / 32) * 32,
             sliding_window=self.sliding_window or self.block_size,
             layer_types=self.layer_types or tuple((SLIDING, FULL)[i % 2] for i in range(self.n_layer)),
-            rope=dataclasses.replace(self.rope, original_context=self.block_size),
+            rope=self.rope if stretched else dataclasses.replace(self.rope, original_context=self.block_size),
         )
 
     def window(self, layer: int) -> int:
@@ -105,7 +107,8 @@ class OptimConfig:
 class TextConfig:
     """How text is read and becomes tokens."""
 
-    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND")
+    # free: tokenizers are compared by their fingerprints, not by their names
+    tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
     vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=2**24)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)
@@ -134,6 +137,10 @@ class RunConfig:
     parallel: str = option("auto", "auto: DDP while it fits", choices=("auto", "ddp", "fsdp"), local=True)
     rank_timeout: float = option(600.0, "seconds until a process that does not answer is lost", gt=0.0, local=True)
     overwrite: bool = option(False, "replace a run that the folder holds", local=True)
+    init_from: Path | None = option(None, "folder of a model to start from", metavar="DIR", local=True)
+    fork: Path | None = option(
+        None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True
+    )
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def with_flags(message: str) -> str:
+    """A message with the flags of the settings that it names in backticks."""
+    return re.sub(r"`(\w+)`", lambda setting: flag(setting[1]), message)
+
+
 def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     """Refuse a value, or an item of several, outside a setting's limits."""
     for item in value if isinstance(value, tuple) else () if value is None else (value,):
@@ -252,7 +264,7 @@ def check_text(text: TextConfig) -> None:
 def check_model(model: ModelConfig) -> None:
     """Refuse a shape that cannot be built or trained."""
     width, heads = model.n_embd, model.n_head
-    if width % heads or width // heads % 2:
+    if not model.head_dim and (width % heads or width // heads % 2):  # it comes with a model
         fitting = [n for n in range(1, width // 2 + 1) if width % (2 * n) == 0]
         nearest = min(fitting, key=lambda n: abs(n - heads), default=1)
         why = f"do not divide a width (`n_embd`) of {width} into heads of an even size; {nearest} would"

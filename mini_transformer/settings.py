@@ -5,12 +5,14 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from mini_transformer.config import TRAIN_PARTS, Phase, PhaseSettings, TrainConfig, check_limits
+from mini_transformer.config import TRAIN_PARTS, ModelConfig, Phase, PhaseSettings, TrainConfig, check_limits
 from mini_transformer.errors import UserError, did_you_mean
 
 SETTINGS = {f.name: f for part in (PhaseSettings, *TRAIN_PARTS.values()) for f in fields(part) if f.metadata}
 ONE_PHASE = ("max_iters", "lr", "data_weights")
 TWO_PHASES = tuple(f.name for f in fields(PhaseSettings) if "pretrain" in f.name or "finetune" in f.name)
+SHAPE = frozenset(f.name for f in fields(ModelConfig) if f.metadata) - {"dropout"}  # of the weights and their use
+MIXTURE = frozenset({"data_weights", "pretrain_data_weights", "finetune_data_weights"})
 Part = TypeVar("Part")
 
 
@@ -99,10 +101,15 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     return values | {"tokenizer": folder.name if folder.exists() else config.text.tokenizer}
 
 
+def changed_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The recorded settings that make two runs different ones, each with its two values."""
+    names = [n for n in dict.fromkeys([*here, *there]) if there.get(n) != here.get(n)]
+    about = {n: SETTINGS[n].metadata if n in SETTINGS else {} for n in names}
+    return {n: [there.get(n), here.get(n)] for n in names if not (about[n].get("free") or about[n].get("local"))}
+
+
 def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The first recorded setting that makes two runs different ones, in words; empty if none does."""
-    for name in dict.fromkeys([*here, *there]):
-        about = SETTINGS[name].metadata if name in SETTINGS else {}
-        if there.get(name) != here.get(name) and not (about.get("free") or about.get("local")):
-            return f"`{name}`: {there.get(name, 'none')} there, {here.get(name, 'none')} here"
+    """The first of the `changed_settings`, in words; empty if there is none."""
+    for name in changed_settings(there, here):
+        return f"`{name}`: {there.get(name, 'none')} there, {here.get(name, 'none')} here"
     return ""

@@ -37,8 +37,9 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
-    run = ["out_dir", "overwrite", "device", "gpus", "nproc", "parallel", "rank_timeout", "precision"]
-    run += ["micro_batch_size", "seed", "eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"]
+    run = ["out_dir", "overwrite", "init_from", "fork", "device", "gpus", "nproc", "parallel", "rank_timeout"]
+    run += ["precision", "micro_batch_size", "seed", "eval_interval", "eval_iters", "sample_interval"]
+    run += ["checkpoint_interval"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     given = vars(parser.parse(argv))
     recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
@@ -47,7 +48,16 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     for data in ("data", "pretrain_data", "finetune_data"):
         if data in given:
             given[data], given[f"{data}_weights"] = sources(given[data], data)
-    return train_config(given, recipe.settings, recipe.fingerprints)
+    config = train_config(given, recipe.settings, recipe.fingerprints)
+    if config.run.init_from is None:
+        if "init" in recipe.fingerprints:
+            raise UserError(
+                "`recipe`: it is the record of a run from a model's weights; name its folder as `init_from`"
+            )
+        return config
+    from mini_transformer.training.initialisation import start_from
+
+    return start_from(config.run.init_from, config, given, recipe.settings)
 
 
 def split_weight(word: str) -> tuple[str, str]:
@@ -92,6 +102,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             run(config)
         except Stopped:
-            log(f"Stopped; the state is saved in {config.run.out_dir}. The same command goes on from here.")
+            folder = config.run.fork or config.run.out_dir
+            log(f"Stopped; the state is saved in {folder}. The same command goes on from here.")
             return EXIT_INTERRUPTED
     return 0

@@ -45,7 +45,7 @@ def draw_loss_curve(metrics: Path, picture: Path, phases: list[tuple[str, int]],
         text = f"best {y[best]:.3f}\n({y[best] * to_bits:.3f} bits per character)"
         side = "right" if x[best] > total / 2 else "left"
         axes.annotate(text, (x[best], y[best]), (0, -10), textcoords="offset points", ha=side, va="top", fontsize=9)
-        lowest, start = min(y + losses), sorted(losses)[-max(1, len(lines) // 50)]
+        lowest, start = min(y + losses), sorted(losses or y)[-max(1, len(lines) // 50)]
         axes.set_ylim(lowest - 0.25 * (start - lowest), max(y[best] + 0.3, start * 1.02))
     for name, start_of_phase in starts.items():
         if start_of_phase:

@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from mini_transformer.config import TrainConfig, check
+from mini_transformer.config import TrainConfig, check, with_flags
 from mini_transformer.data.prepare import TrainingData, prepare_data
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
@@ -30,10 +30,12 @@ from mini_transformer.runtime import (
 )
 from mini_transformer.settings import recorded_settings
 from mini_transformer.training.distributed import check_equal, first_on_each_node, from_rank_zero, join, process_group
+from mini_transformer.training.fork import Fork
+from mini_transformer.training.initialisation import Source, weights_fingerprint
 from mini_transformer.training.metrics import duration
 from mini_transformer.training.optimizer import update_router_bias
 from mini_transformer.training.parallel import pick_parallel
-from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment
+from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment, start_command
 from mini_transformer.training.trainer import Trainer
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
@@ -68,17 +70,27 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
     if data.block_size < config.model.block_size:
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
+    source = Source.read(config.run.init_from) if config.run.init_from else None
     folder, wanted = RunFolder(config.run.out_dir), describe_run(config, data)
+    fork = Fork(config, wanted) if config.run.fork else None
+    if fork:
+        config, folder, wanted = fork.config, fork.folder, fork.record
     check_equal("the text or a setting is another", wanted)
     record = from_rank_zero(folder.open(wanted, config.run.overwrite) if rank() == 0 else None)
+    if record and "forked_from" in record:
+        wanted["forked_from"] = record["forked_from"]
     if record and record.get("finished"):
-        log(f"{config.run.out_dir}: this run is finished; nothing to do (overwrite trains it again)")
+        ways = f"`overwrite` trains it again, {start_command(config.run.out_dir)} starts from its weights"
+        log(with_flags(f"{config.run.out_dir}: this run is finished; nothing to do ({ways})"))
         return
     _log_data(config, data, device, precision)
 
     with stop_on_signal() as stop, _machine_errors(config, device):
         torch.manual_seed(config.run.seed)
         model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
+        if source:
+            source.copy_to(model, data.tokenizer)
+            source = None  # not to be kept in memory
         total, active = model.parameter_counts()
         log(f"Model: {total:,} parameters, {active:,} of them active for each token")
         parallel = pick_parallel(config.run.parallel, total, device)
@@ -94,6 +106,8 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
                 folder.clear()
             folder.remove_temporary_files()
             folder.write_record(wanted, environment, finished=False)
+            if fork and record is None:
+                fork.begin(trainer.optimizer)
             _write_model_files(config, data, model)
         with deterministic_algorithms(device):
             trainer.fit()
@@ -106,9 +120,11 @@ def describe_run(config: TrainConfig, data: TrainingData) -> Record:
     """What `run.json` records. Raises `UserError` if the recipe was another run's, and the texts are not that run's."""
     fingerprints = {phase.phase.name: phase.fingerprint for phase in data.phases}
     fingerprints |= {"validation": data.validation_fingerprint, "tokenizer": data.tokenizer.fingerprint[:32]}
+    if config.run.init_from:
+        fingerprints["init"] = weights_fingerprint(config.run.init_from)
     for name, expected in config.fingerprints.items():
         if fingerprints.get(name) != expected:
-            what = "tokenizer" if name == "tokenizer" else f"{name} text"
+            what = {"tokenizer": name, "init": "`init_from`"}.get(name, f"{name} text")
             raise UserError(f"`recipe`: it is the record of a run with another {what}; the same run needs the same one")
     return {"settings": recorded_settings(config), "fingerprints": fingerprints}
 

@@ -5,6 +5,8 @@ bit" depends on. Given as a recipe, it repeats the run.
 """
 
 import os
+import shlex
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mini_transformer.errors import UserError
 from mini_transformer.files import read_json, try_lock, write_json
 from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
 from mini_transformer.runtime import world_size
-from mini_transformer.settings import settings_difference
+from mini_transformer.settings import MIXTURE, SHAPE, settings_difference
 from mini_transformer.training.checkpoint import Checkpoints
 
 RUN, METRICS, CURVE = "run.json", "metrics.jsonl", "loss_curve.png"
@@ -24,7 +26,7 @@ VALIDATION = "validation.txt"  # which documents are held out: file and first li
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
 
-Record = dict[str, Any]  # "settings" and "fingerprints" of a run
+Record = dict[str, Any]  # "settings" and "fingerprints" of a run, and "forked_from" if it is a fork
 
 
 def describe_environment(device: str, precision: torch.dtype, parallel: str) -> dict[str, Any]:
@@ -38,8 +40,9 @@ def describe_environment(device: str, precision: torch.dtype, parallel: str) -> 
 class RunFolder:
     """The folder of one run."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, setting: str = "out_dir") -> None:
+        """`setting`: the one that names the folder."""
+        self.folder, self.setting = folder, setting
         self.checkpoints = Checkpoints(folder / "checkpoints")
 
     def open(self, wanted: Record, overwrite: bool) -> Record | None:
@@ -49,26 +52,36 @@ class RunFolder:
         holds another run or model that `overwrite` does not give up.
         """
         if os.path.exists(self.folder) and not os.path.isdir(self.folder):
-            raise UserError(f"`out_dir`: {self.folder} is a file, not a folder")
-        holds = f"`out_dir`: {self.folder} holds"
+            raise UserError(f"`{self.setting}`: {self.folder} is a file, not a folder")
+        holds = f"`{self.setting}`: {self.folder} holds"
         present = [name for name in OURS if os.path.lexists(self.folder / name)]
         if folders := [name for name in present if os.path.isdir(self.folder / name)]:
-            raise UserError(f"`out_dir`: {self.folder / folders[0]} is a folder, but a file of ours has that name")
-        record = self._read_record(overwrite) if RUN in present else None
+            raise UserError(
+                f"`{self.setting}`: {self.folder / folders[0]} is a folder, but a file of ours has that name"
+            )
+        record = self.read_record(overwrite) if RUN in present else None
         difference = _difference(record, wanted) if record else ""
         if record and record.get("finished") and not difference and not overwrite:
             return record  # nothing will be written
         if present and RUN not in present and not overwrite:
             what = f"{present[0]}, but no run of ours"
-            raise UserError(f"{holds} {what}; choose another `out_dir`, or `overwrite` to replace the model there")
+            raise UserError(f"{holds} {what}; choose another `{self.setting}`, or `overwrite` to replace it")
         self._take()
         nothing_to_lose = WEIGHTS not in present and not self.checkpoints.paths()
         if record is None or nothing_to_lose or (overwrite and (difference or record.get("finished"))):
             return None
         if difference:
             what = f"a run with other settings ({difference})"
-            raise UserError(f"{holds} {what}; choose another `out_dir`, or `overwrite` to give that run up")
+            raise UserError(f"{holds} {what}; {self._way_on(record, wanted)}; `overwrite` gives that run up")
         return record
+
+    def _way_on(self, record: Record, wanted: Record) -> str:
+        """What to do about a run with other settings, to copy where there are flags for it."""
+        if "forked_from" in wanted or _difference_in(SHAPE - {"block_size"}, record, wanted):
+            return f"choose another `{self.setting}`"
+        if fixed_difference(record, wanted) or record.get("finished") or not self.checkpoints.paths():
+            return f"{start_command(self.folder)} starts a new run from its weights"
+        return "`fork` NEWDIR goes on with it under these settings"
 
     def _take(self) -> None:
         """Make the folder and lock it, as long as the process lives."""
@@ -76,17 +89,18 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / ".lock", "wb")  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"`out_dir`: {self.folder} cannot be written ({error.strerror})") from None
+            raise UserError(f"`{self.setting}`: {self.folder} cannot be written ({error.strerror})") from None
         if not try_lock(self._lock):
-            raise UserError(f"`out_dir`: another process is training in {self.folder}")
+            raise UserError(f"`{self.setting}`: another process is training in {self.folder}")
 
-    def _read_record(self, overwrite: bool) -> Record | None:
+    def read_record(self, overwrite: bool = False) -> Record | None:
         """`run.json`; None if it is damaged and may be overwritten."""
         try:
             record = read_json(self.folder / RUN)
         except UserError:
             record = None
-        if isinstance(record, dict) and all(isinstance(record.get(k), dict) for k in ("settings", "fingerprints")):
+        parts = [record.get(k) for k in ("settings", "fingerprints")] if isinstance(record, dict) else [None]
+        if all(isinstance(part, dict) for part in (*parts, (record or {}).get("forked_from", {}))):
             return record
         if overwrite:
             return None
@@ -107,12 +121,37 @@ class RunFolder:
             temporary.unlink()
 
 
+def start_command(folder: Path, new: Path | str = "NEWDIR") -> str:
+    """The flags that start a new run from the weights of a folder, to copy."""
+    return f"`init_from` {shlex.quote(str(folder))} `out_dir` {shlex.quote(str(new))}"
+
+
+def fixed_difference(there: Record, here: Record) -> str:
+    """The first difference between two runs that a fork cannot bridge, in words; empty if there is none."""
+    found = _difference_in(SHAPE | MIXTURE, there, here)
+    return found or _fingerprint_difference(there["fingerprints"], here["fingerprints"])
+
+
+def _difference_in(names: Set[str], there: Record, here: Record) -> str:
+    settings = [{name: value for name, value in run["settings"].items() if name in names} for run in (there, here)]
+    return settings_difference(*settings)
+
+
 def _difference(there: Record, here: Record) -> str:
     """The first difference between two runs, in words; empty if there is none."""
+    if "forked_from" in here and there.get("forked_from", {}).get("settings") != here["forked_from"]["settings"]:
+        return "it is another fork, or none"
     if difference := settings_difference(there["settings"], here["settings"]):
         return difference
-    for name, fingerprint in here["fingerprints"].items():
-        if there["fingerprints"].get(name) != fingerprint:
-            setting = {"train": "data", "validation": "val_data", "tokenizer": name}.get(name, f"{name}_data")
-            return f"`{setting}`: the {'tokenizer' if name == 'tokenizer' else 'text'} is another one"
+    return _fingerprint_difference(there["fingerprints"], here["fingerprints"])
+
+
+def _fingerprint_difference(there: dict[str, str], here: dict[str, str]) -> str:
+    settings = {"train": "data", "validation": "val_data", "tokenizer": "tokenizer", "init": "init_from"}
+    words = {"tokenizer": "the tokenizer is another one", "init": "the weights are others"}
+    for name in dict.fromkeys([*here, *there]):
+        if there.get(name) != here.get(name):
+            in_both = name in there and name in here
+            what = words.get(name, "the text is another one") if in_both else "only one of the two runs has it"
+            return f"`{settings.get(name, f'{name}_data')}`: {what}"
     return ""

@@ -1,0 +1,68 @@
+"""A fork: an unfinished run goes on in another folder under other settings, and stays as it is in its own."""
+
+from dataclasses import replace
+
+import torch
+
+from mini_transformer.config import TrainConfig
+from mini_transformer.errors import UserError
+from mini_transformer.files import replacing
+from mini_transformer.settings import changed_settings
+from mini_transformer.training.checkpoint import Checkpoint, Progress
+from mini_transformer.training.run_folder import METRICS, RUN, Record, RunFolder, fixed_difference, start_command
+
+
+class Fork:
+    """The fork that `out_dir` (the run) and `fork` (where it goes on) mean. Nothing is written before `begin`."""
+
+    def __init__(self, config: TrainConfig, wanted: Record) -> None:
+        """`wanted`: the record of the run as it goes on. Raises `UserError` if there is nothing to go on with so."""
+        there, here = config.run.out_dir, config.run.fork
+        assert here is not None
+        if here.resolve() == there.resolve():
+            raise UserError(f"`fork`: {here} is the folder of the run itself; choose another `fork`")
+        self.source, self.folder = RunFolder(there), RunFolder(here, "fork")
+        self.config = replace(config, run=replace(config.run, out_dir=here))
+        otherwise = f"{start_command(there, here)} starts a new run from its weights"
+        if not (there / RUN).is_file():
+            raise UserError(f"`fork`: {there} (`out_dir`) holds no run to go on with")
+        record = self.source.read_record() or {}
+        if difference := fixed_difference(record, wanted):
+            why = "a fork keeps the model's shape, the tokenizer and the texts"
+            raise UserError(f"`fork`: {there} holds a run with other settings ({difference}); {why}; {otherwise}")
+        origin: Record = {"settings": changed_settings(record["settings"], wanted["settings"])}
+        self.record: Record = wanted | {"forked_from": origin}
+        self.checkpoint: Checkpoint | None = None  # to begin with; none: it has begun already
+        has_begun = (here / RUN).exists() and self.folder.checkpoints.paths()
+        if config.run.overwrite or not has_begun:
+            if record.get("finished"):
+                raise UserError(f"`fork`: the run in {there} is finished; {otherwise}")
+            if not (checkpoint := self.source.checkpoints.load()):
+                raise UserError(f"`fork`: {there} holds no checkpoint yet; {otherwise}")
+            self._check_progress(checkpoint.progress, record)
+            phase = self.config.phases[checkpoint.progress.phase].name
+            origin |= {"phase": phase, "iteration": checkpoint.progress.iteration}
+            self.checkpoint = checkpoint
+
+    def _check_progress(self, progress: Progress, record: Record) -> None:
+        """Refuse fewer iterations than are done, and others of a phase that is over."""
+        for number, phase in enumerate(self.config.phases[: progress.phase + 1]):
+            name = f"max_iters{self.config.suffix(phase)}"
+            if number < progress.phase and phase.iters != record["settings"].get(name):
+                raise UserError(
+                    f"`{name}`: phase {phase.name} is over, after {record['settings'].get(name)} iterations"
+                )
+            if number == progress.phase and phase.iters < progress.iteration:
+                raise UserError(f"`{name}`: {phase.iters}, but the run is at iteration {progress.iteration} already")
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the newest checkpoint and its metrics into the new folder, which has the new record but no more.
+
+        `optimizer`: a fresh one, whose settings (weight decay, betas) replace those in the checkpoint.
+        """
+        assert self.checkpoint is not None
+        checkpoint, self.checkpoint = self.checkpoint, None  # not to be kept in memory
+        with replacing(self.folder.folder / METRICS) as temporary:
+            temporary.write_bytes((self.source.folder / METRICS).read_bytes()[: checkpoint.metrics_size])
+        checkpoint.optimizer["param_groups"] = optimizer.state_dict()["param_groups"]
+        self.folder.checkpoints.save(checkpoint, self.config.phases[checkpoint.progress.phase].name)
