@@ -39,6 +39,7 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
     run = ["out_dir", "overwrite", "device", "gpus", "nproc", "parallel", "rank_timeout", "precision"]
     run += ["micro_batch_size", "seed", "eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"]
+    run += ["keep", "keep_checkpoints"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     given = vars(parser.parse(argv))
     recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()

@@ -15,7 +15,7 @@ import torch
 from mini_transformer.config import TrainConfig, check
 from mini_transformer.data.prepare import TrainingData, prepare_data
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing
+from mini_transformer.files import is_full, replacing
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import (
@@ -68,7 +68,7 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
     if data.block_size < config.model.block_size:
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
-    folder, wanted = RunFolder(config.run.out_dir), describe_run(config, data)
+    folder, wanted = RunFolder(config.run.out_dir, config.run.keep), describe_run(config, data)
     check_equal("the text or a setting is another", wanted)
     record = from_rank_zero(folder.open(wanted, config.run.overwrite) if rank() == 0 else None)
     if record and record.get("finished"):
@@ -76,7 +76,7 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         return
     _log_data(config, data, device, precision)
 
-    with stop_on_signal() as stop, _machine_errors(config, device):
+    with stop_on_signal() as stop, _machine_errors(folder, device):
         torch.manual_seed(config.run.seed)
         model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
         total, active = model.parameter_counts()
@@ -97,8 +97,10 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
             _write_model_files(config, data, model)
         with deterministic_algorithms(device):
             trainer.fit()
-    if rank() == 0:
-        folder.write_record(wanted, environment, finished=True)
+        if rank() == 0:
+            folder.write_record(wanted, environment, finished=True)  # first: from here on nothing is needed to go on
+            if not config.run.keep_checkpoints:
+                folder.checkpoints.clear()
     log(f"\nThe best weights, of validation loss {trainer.progress.best_loss:.3f}, are in {config.run.out_dir}")
 
 
@@ -134,7 +136,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _machine_errors(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def _machine_errors(folder: RunFolder, device: torch.device) -> Iterator[None]:
     """Report a lack of memory or of disk space in one line."""
     try:
         yield
@@ -144,8 +146,9 @@ def _machine_errors(config: TrainConfig, device: torch.device) -> Iterator[None]
         advice = "set a smaller `micro_batch_size` (the result stays the same), or take a smaller model"
         raise UserError(f"out of memory on {describe_device(device)}: {advice}") from None
     except OSError as error:
-        what = error.filename or config.run.out_dir
-        raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint is whole") from None
+        what, why = error.filename or folder.folder, "the disk is full" if is_full(error) else error.strerror
+        whole = "; the last checkpoint is whole" if folder.checkpoints.paths() else ""
+        raise UserError(f"{what}: cannot be written ({why}){whole}") from None
 
 
 def _log_data(config: TrainConfig, data: TrainingData, device: torch.device, precision: torch.dtype) -> None:
