@@ -129,6 +129,8 @@ class RunConfig:
     eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)
     sample_interval: int = option(500, "write a sample every N iterations (0: never)", ge=0, free=True)
     checkpoint_interval: int = option(100, "save a checkpoint every N iterations", ge=1, free=True)
+    keep: int = option(2, "number of newest checkpoints to keep while a run lasts", ge=1, free=True)
+    keep_checkpoints: bool = option(False, "keep the checkpoints of a finished run", free=True)
     micro_batch_size: int = option(0, "number of blocks computed at once, to fit memory (0: chosen)", ge=0)
     precision: str = option("auto", "auto: bfloat16 on GPUs that have it", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto: CUDA, MPS, then CPU", choices=("auto", "cpu", "cuda", "mps"), local=True)

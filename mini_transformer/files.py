@@ -1,7 +1,10 @@
-"""Files that appear whole or not at all, and JSON in them."""
+"""Files and folders that appear whole or not at all, and JSON in files."""
 
+import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +31,53 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name itself is on disk only when its folder is
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    _sync(path.parent)  # the new name itself is on disk only when its folder is
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Let a written folder replace what is at `path`, in one step and safe on disk."""
+    for file in temporary.iterdir():
+        _sync(file)
+    _sync(temporary)
+    remove(path)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder: its name goes first, so that no half of it has that name."""
+    if path.is_dir():
+        temporary = path.with_name(f".{path.name}.removed.temporary")
+        os.replace(path, temporary)
+        shutil.rmtree(temporary)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return
+    file = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def disk_error(error: BaseException, path: Path) -> OSError | None:
+    """The error of the system behind one of a library that was writing to `path`; None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        if number := re.search(r"\(os error (\d+)\)", str(cause)):  # as safetensors tells it
+            cause = OSError(int(number[1]), os.strerror(int(number[1])))
+        else:
+            cause = cause.__context__
+    return cause and OSError(cause.errno, cause.strerror, str(path))
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or what a user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_json(path: Path) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mini_transformer import __version__
 from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig
 from mini_transformer.errors import UserError
-from mini_transformer.files import read_json, replacing, write_json
+from mini_transformer.files import disk_error, read_json, replacing, write_json
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
 
@@ -186,12 +186,12 @@ def import_weights(model: Decoder, tensors: dict[str, Tensor], where: str = WEIG
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write `model.safetensors`, whole or not at all. Raises `UserError` if it cannot be written."""
+    """Write `model.safetensors`, whole or not at all. Raises `OSError` if it cannot be written."""
     with replacing(folder / WEIGHTS) as temporary:
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # a full disk, for example
-            raise UserError(f"{folder / WEIGHTS}: cannot be written ({error})") from None
+            raise disk_error(error, folder / WEIGHTS) or error from None
 
 
 def write_config(

@@ -1,18 +1,39 @@
-"""Checkpoints: all that resuming needs, in one file that appears whole or not at all.
+"""Checkpoints: all that resuming needs, whole or not at all, and which of them are kept.
 
-Loading one never runs code from it (`weights_only`).
+One process and DDP write one file; under FSDP each rank writes its parts into a folder (`sharded`). A run goes on from
+either, on any number of processes. Loading one never runs code from it: `weights_only`, safetensors and JSON.
 """
 
 import math
+import shutil
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
 
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing
+from mini_transformer.files import disk_error, publish, remove, replacing
+from mini_transformer.runtime import log, rank
+from mini_transformer.training import sharded
+from mini_transformer.training.distributed import any_rank, from_rank_zero
+from mini_transformer.training.parallel import snapshot
+
+SHARE = 0.05  # of the time, that saving may take
 
 
 @dataclass
@@ -28,59 +49,208 @@ class Progress:
     overfitting_warned: bool = False
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What is saved."""
+@dataclass
+class State:
+    """What is saved and taken up again; of tensors under FSDP this rank's parts."""
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor]  # the best weights; none: never evaluated
     progress: Progress
-    model: dict[str, Any]
-    optimizer: dict[str, Any]  # empty before the first step of a phase
-    best: dict[str, Any]  # the best weights
-    metrics_size: int  # bytes of metrics.jsonl that belong to it
+    metrics_size: int = 0  # bytes of metrics.jsonl that belong to it
+
+    def tensors(self) -> dict[str, Any]:
+        """The tensors by kind and name. An optimizer that has made no step has none."""
+        tensors = {"model": get_model_state_dict(self.model), "best": self.best}
+        if self.optimizer.state:
+            tensors["optimizer"] = get_optimizer_state_dict(self.model, self.optimizer)["state"]
+        return {kind: values for kind, values in tensors.items() if values}
+
+    def note(self) -> dict[str, Any]:
+        """The rest."""
+        return {"progress": asdict(self.progress), "metrics_size": self.metrics_size}
+
+    def take(self, tensors: dict[str, Any], note: dict[str, Any], whole: bool) -> None:
+        """Go on from these; `whole`: tensors are whole ones, under FSDP too."""
+        options = StateDictOptions(full_state_dict=whole)
+        if "best" in tensors:
+            set_model_state_dict(self.model, tensors["best"], options=options)
+            self.best = snapshot(self.model)
+        set_model_state_dict(self.model, tensors["model"], options=options)
+        if "optimizer" in tensors:
+            groups = get_optimizer_state_dict(self.model, self.optimizer)["param_groups"]
+            states = {"state": tensors["optimizer"], "param_groups": groups}
+            set_optimizer_state_dict(self.model, self.optimizer, states, options=options)
+        else:
+            self.optimizer.state.clear()
+        self.progress = _progress(note)
+        self.metrics_size = note["metrics_size"]
 
 
 class Checkpoints:
-    """The checkpoints of a run, of which the newest is kept."""
+    """The checkpoints of a run: the newest ones, that of the best evaluation, and that of each phase's end."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._saved_at = -math.inf
-        self._save_seconds = 0.0
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+        self._step: tuple[int, int] | None = None  # of the newest one: nothing is saved twice
+        self._saved_at, self._seconds = -math.inf, 0.0
+        self._group: dist.ProcessGroup | None = None
+        self._written: Future[Any] | None = None  # what is being written now, and where
+        self._path = folder
 
-    def save(self, checkpoint: Checkpoint, phase: str) -> None:
-        """Write a checkpoint, then remove the older one. Raises `UserError` if the disk is full."""
+    def save(self, state: State, phase: str) -> None:
+        """Write a checkpoint (all ranks). A folder is there later, see `wait`. Raises `OSError` if it cannot be."""
+        self.wait()
+        step, best = (state.progress.phase, state.progress.iteration), state.progress.best_step
+        if step == self._step:
+            return
+        self._step, self._path = step, self.folder / f"{step[0]}-{phase}-{step[1]:08d}"
+        if isinstance(state.model, FSDPModule):
+            self._path = self._path.with_suffix(".dcp")
+            self._group = self._group or dist.new_group(backend="gloo")
+            tensors = state.tensors()
+            note = {**state.note(), "kinds": list(tensors)}
+            path = self._path
+            self._written = sharded.save(path, tensors, note, self._group, then=lambda: self._tidy(path, best))
+        elif rank() == 0:
+            self.folder.mkdir(exist_ok=True)
+            self._path = self._path.with_suffix(".pt")
+            save_tensors(self._path, {**state.note(), "tensors": state.tensors()})
+            self._tidy(self._path, best)
+
+    def wait(self) -> None:
+        """Wait until what was saved is written. Raises `OSError` or `UserError` if it could not be."""
+        if self._written is not None:
+            written, self._written = self._written, None
+            try:
+                sharded.result_of(written, self._path)
+            except BaseException:
+                if rank() == 0:
+                    self.remove_temporary()
+                raise
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time in which training waits for something to be saved."""
         started = time.monotonic()
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"{checkpoint.progress.phase}-{phase}-{checkpoint.progress.iteration:08d}.pt"
-        save_tensors(path, {**vars(checkpoint), "progress": asdict(checkpoint.progress)})
-        for old in set(self.paths()) - {path}:
-            old.unlink(missing_ok=True)
+        yield
         self._saved_at = time.monotonic()
-        self._save_seconds = self._saved_at - started
+        self._seconds = self._saved_at - started
 
     def is_due(self) -> bool:
-        """Whether saving now would keep the time spent on it under about 5%; once a minute it always is."""
-        return time.monotonic() - self._saved_at >= min(60.0, 20 * self._save_seconds)
+        """Whether saving now keeps it under its share of the time; not while the last one is still being written."""
+        idle = time.monotonic() - self._saved_at
+        return idle >= self._seconds / SHARE and (self._written is None or self._written.done())
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None. Raises `UserError` if it is damaged."""
-        if not (paths := self.paths()):
-            return None
+    def load(self, state: State) -> bool:
+        """Take up the newest checkpoint that is whole; False if there is none at all. All ranks take the same.
+
+        Raises `UserError` if all are damaged, or if some rank does not see what rank 0 sees.
+        """
+        damaged: list[tuple[str, str]] = []
+        state.optimizer.zero_grad()  # torch prepares the state of an optimizer only then
+        for name in from_rank_zero([path.name for path in reversed(self.paths())]):
+            if any_rank(not (self.folder / name).exists()):
+                raise UserError(sharded.NOT_SHARED.format(self.folder.parent))
+            if error := self._load(self.folder / name, state):
+                damaged.append((name, error))
+                continue
+            for other, error in damaged:
+                log(f"{other}: damaged ({error}); going on from {name}")
+            self._step = state.progress.phase, state.progress.iteration
+            return True
+        if damaged:
+            raise UserError(f"{self.folder / damaged[0][0]}: damaged ({damaged[0][1]}); `overwrite` starts anew")
+        return False
+
+    def _load(self, path: Path, state: State) -> str:
+        """Take up a checkpoint; what is wrong with it, on whichever rank, else nothing."""
+        error, whole = "", path.suffix == ".pt"
         try:
-            values = torch.load(paths[-1], map_location="cpu", weights_only=True)
-            return Checkpoint(**values | {"progress": Progress(**values["progress"])})
-        except Exception as error:  # the unpickler may raise anything on damaged bytes
-            raise UserError(f"{paths[-1]}: damaged ({type(error).__name__}); `overwrite` starts anew") from None
+            if whole:
+                note = torch.load(path, map_location="cpu", weights_only=True)
+                tensors = note["tensors"]
+            else:
+                note = sharded.read_note(path)
+                tensors = {kind: values for kind, values in _like(state).items() if kind in note["kinds"]}
+                sharded.read_into(path, tensors)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as failure:  # damaged bytes may raise anything
+            error = type(failure).__name__
+        if any_rank(bool(error)):
+            return error or "as another node sees it"
+        state.take(tensors, note, whole)
+        return ""
+
+    def _tidy(self, saved: Path, best: tuple[int, int]) -> None:
+        """Remove what need not be kept, and damaged ones that are not older than the one just saved."""
+        whole = [*(path for path in self.paths() if _step(path) < _step(saved)), saved]
+        ends = {_step(path)[0]: path for path in whole}  # the last one of each phase
+        kept = {*whole[-self.keep :], *ends.values(), *(path for path in whole if _step(path) == best)}
+        for path in set(self.paths()) - kept:
+            remove(path)
 
     def paths(self) -> list[Path]:
-        """The files, oldest first."""
-        return sorted(self.folder.glob("[0-9]-*-[0-9]*.pt"))
+        """The checkpoints, files and folders, oldest first."""
+        return sorted((p for p in self.folder.glob("[0-9]-*-[0-9]*.*") if p.suffix in (".pt", ".dcp")), key=_step)
+
+    def clear(self) -> None:
+        """Remove all of them, and the folder if nothing else is in it."""
+        for path in self.paths():
+            remove(path)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def remove_temporary(self) -> None:
+        """Remove what a killed process was writing."""
+        for temporary in self.folder.glob(".*.temporary"):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+def read_note(path: Path) -> tuple[Progress, int]:
+    """The progress of a checkpoint, and the bytes of metrics.jsonl that belong to it. Raises `UserError` if damaged."""
+    try:
+        note = _load_file(path) if path.suffix == ".pt" else sharded.read_note(path)
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_file else sharded.read_note(path)
+        )
+        return _progress(note), note["metrics_size"]
+    except Exception as error:  # damaged bytes may raise anything
+        raise UserError(f"{path}: damaged ({type(error).__name__})") from None
+
+
+def _progress(note: dict[str, Any]) -> Progress:
+    return Progress(**{**note["progress"], "best_step": tuple(note["progress"]["best_step"])})
+
+
+def copy(path: Path, folder: Path) -> None:
+    """Copy a checkpoint into another folder of checkpoints, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        temporary = folder / f".{path.name}.temporary"
+        shutil.copytree(path, temporary)
+        publish(temporary, folder / path.name)
+    else:
+        with replacing(folder / path.name) as file:
+            shutil.copyfile(path, file)
 
 
 def save_tensors(path: Path, value: Any) -> None:
-    """`torch.save`, whole or not at all. Raises `UserError` if the disk is full."""
-    try:
-        with replacing(path) as temporary:
-            torch.save(value, temporary)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: could not be written ({error}); the last checkpoint is whole") from None
+    """`torch.save`, whole or not at all. Raises `OSError` if the disk is full."""
+    with replacing(path) as temporary:
+        try:
+            with open(temporary, "wb") as file:  # given a path, torch would not say what went wrong
+                torch.save(value, file)
+        except (OSError, RuntimeError) as error:
+            raise disk_error(error, path) or error from None
+
+
+def _like(state: State) -> dict[str, Any]:
+    """Tensors of the shapes of all that may have been saved, to be filled."""
+    optimizer = get_optimizer_state_dict(state.model, state.optimizer)["state"]
+    return {"model": snapshot(state.model), "best": snapshot(state.model), "optimizer": optimizer}
+
+
+def _step(path: Path) -> tuple[int, int]:
+    """Phase and iteration of a checkpoint, by its name."""
+    return int(path.name.split("-")[0]), int(path.stem.split("-")[-1])

@@ -1,14 +1,13 @@
 """A fork: an unfinished run goes on in another folder under other settings, and stays as it is in its own."""
 
 from dataclasses import replace
-
-import torch
+from pathlib import Path
 
 from mini_transformer.config import TrainConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.settings import changed_settings
-from mini_transformer.training.checkpoint import Checkpoint, Progress
+from mini_transformer.training.checkpoint import Progress, copy, read_note
 from mini_transformer.training.run_folder import METRICS, RUN, Record, RunFolder, fixed_difference, start_command
 
 
@@ -21,7 +20,7 @@ class Fork:
         assert here is not None
         if here.resolve() == there.resolve():
             raise UserError(f"`fork`: {here} is the folder of the run itself; choose another `fork`")
-        self.source, self.folder = RunFolder(there), RunFolder(here, "fork")
+        self.source, self.folder = RunFolder(there), RunFolder(here, config.run.keep, "fork")
         self.config = replace(config, run=replace(config.run, out_dir=here))
         otherwise = f"{start_command(there, here)} starts a new run from its weights"
         if not (there / RUN).is_file():
@@ -32,17 +31,17 @@ class Fork:
             raise UserError(f"`fork`: {there} holds a run with other settings ({difference}); {why}; {otherwise}")
         origin: Record = {"settings": changed_settings(record["settings"], wanted["settings"])}
         self.record: Record = wanted | {"forked_from": origin}
-        self.checkpoint: Checkpoint | None = None  # to begin with; none: it has begun already
+        self.checkpoint: Path | None = None  # to begin with; none: it has begun already
         has_begun = (here / RUN).exists() and self.folder.checkpoints.paths()
         if config.run.overwrite or not has_begun:
             if record.get("finished"):
                 raise UserError(f"`fork`: the run in {there} is finished; {otherwise}")
-            if not (checkpoint := self.source.checkpoints.load()):
+            if not (paths := self.source.checkpoints.paths()):
                 raise UserError(f"`fork`: {there} holds no checkpoint yet; {otherwise}")
-            self._check_progress(checkpoint.progress, record)
-            phase = self.config.phases[checkpoint.progress.phase].name
-            origin |= {"phase": phase, "iteration": checkpoint.progress.iteration}
-            self.checkpoint = checkpoint
+            self.checkpoint = paths[-1]
+            progress, self.metrics_size = read_note(self.checkpoint)
+            self._check_progress(progress, record)
+            origin |= {"phase": self.config.phases[progress.phase].name, "iteration": progress.iteration}
 
     def _check_progress(self, progress: Progress, record: Record) -> None:
         """Refuse fewer iterations than are done, and others of a phase that is over."""
@@ -55,14 +54,9 @@ class Fork:
             if number == progress.phase and phase.iters < progress.iteration:
                 raise UserError(f"`{name}`: {phase.iters}, but the run is at iteration {progress.iteration} already")
 
-    def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the newest checkpoint and its metrics into the new folder, which has the new record but no more.
-
-        `optimizer`: a fresh one, whose settings (weight decay, betas) replace those in the checkpoint.
-        """
+    def begin(self) -> None:
+        """Put the newest checkpoint and its metrics into the new folder, which has the new record but no more."""
         assert self.checkpoint is not None
-        checkpoint, self.checkpoint = self.checkpoint, None  # not to be kept in memory
         with replacing(self.folder.folder / METRICS) as temporary:
-            temporary.write_bytes((self.source.folder / METRICS).read_bytes()[: checkpoint.metrics_size])
-        checkpoint.optimizer["param_groups"] = optimizer.state_dict()["param_groups"]
-        self.folder.checkpoints.save(checkpoint, self.config.phases[checkpoint.progress.phase].name)
+            temporary.write_bytes((self.source.folder / METRICS).read_bytes()[: self.metrics_size])
+        copy(self.checkpoint, self.folder.checkpoints.folder)

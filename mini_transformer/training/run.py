@@ -15,7 +15,7 @@ import torch
 from mini_transformer.config import TrainConfig, check, with_flags
 from mini_transformer.data.prepare import TrainingData, prepare_data
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing
+from mini_transformer.files import is_full, replacing
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import (
@@ -71,7 +71,7 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
     source = Source.read(config.run.init_from) if config.run.init_from else None
-    folder, wanted = RunFolder(config.run.out_dir), describe_run(config, data)
+    folder, wanted = RunFolder(config.run.out_dir, config.run.keep), describe_run(config, data)
     fork = Fork(config, wanted) if config.run.fork else None
     if fork:
         config, folder, wanted = fork.config, fork.folder, fork.record
@@ -85,7 +85,7 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         return
     _log_data(config, data, device, precision)
 
-    with stop_on_signal() as stop, _machine_errors(config, device):
+    with stop_on_signal() as stop, _machine_errors(folder, device):
         torch.manual_seed(config.run.seed)
         model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
         if source:
@@ -107,12 +107,14 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
             folder.remove_temporary_files()
             folder.write_record(wanted, environment, finished=False)
             if fork and record is None:
-                fork.begin(trainer.optimizer)
+                fork.begin()
             _write_model_files(config, data, model)
         with deterministic_algorithms(device):
             trainer.fit()
-    if rank() == 0:
-        folder.write_record(wanted, environment, finished=True)
+        if rank() == 0:
+            folder.write_record(wanted, environment, finished=True)  # first: from here on nothing is needed to go on
+            if not config.run.keep_checkpoints:
+                folder.checkpoints.clear()
     log(f"\nThe best weights, of validation loss {trainer.progress.best_loss:.3f}, are in {config.run.out_dir}")
 
 
@@ -150,7 +152,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _machine_errors(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def _machine_errors(folder: RunFolder, device: torch.device) -> Iterator[None]:
     """Report a lack of memory or of disk space in one line."""
     try:
         yield
@@ -160,8 +162,9 @@ def _machine_errors(config: TrainConfig, device: torch.device) -> Iterator[None]
         advice = "set a smaller `micro_batch_size` (the result stays the same), or take a smaller model"
         raise UserError(f"out of memory on {describe_device(device)}: {advice}") from None
     except OSError as error:
-        what = error.filename or config.run.out_dir
-        raise UserError(f"{what}: cannot be written ({error.strerror}); the last checkpoint is whole") from None
+        what, why = error.filename or folder.folder, "the disk is full" if is_full(error) else error.strerror
+        whole = "; the last checkpoint is whole" if folder.checkpoints.paths() else ""
+        raise UserError(f"{what}: cannot be written ({why}){whole}") from None
 
 
 def _log_data(config: TrainConfig, data: TrainingData, device: torch.device, precision: torch.dtype) -> None:

@@ -40,10 +40,10 @@ def describe_environment(device: str, precision: torch.dtype, parallel: str) -> 
 class RunFolder:
     """The folder of one run."""
 
-    def __init__(self, folder: Path, setting: str = "out_dir") -> None:
-        """`setting`: the one that names the folder."""
+    def __init__(self, folder: Path, keep: int = 2, setting: str = "out_dir") -> None:
+        """`keep`: how many checkpoints; `setting`: the one that names the folder."""
         self.folder, self.setting = folder, setting
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep)
 
     def open(self, wanted: Record, overwrite: bool) -> Record | None:
         """The record of the same run if the folder holds it; None if it is free or may be overwritten.
@@ -108,8 +108,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run writes, and nothing else. `run.json` goes last: until then it is still a run's folder."""
-        for path in (*self.checkpoints.paths(), *(self.folder / name for name in reversed(OURS))):
-            path.unlink(missing_ok=True)
+        self.checkpoints.clear()
+        for name in reversed(OURS):
+            (self.folder / name).unlink(missing_ok=True)
 
     def write_record(self, wanted: Record, environment: dict[str, Any], finished: bool) -> None:
         """Say which run the folder holds."""
@@ -117,7 +118,8 @@ class RunFolder:
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed process was writing."""
-        for temporary in (*self.folder.glob(".*.temporary"), *self.checkpoints.folder.glob(".*.temporary")):
+        self.checkpoints.remove_temporary()
+        for temporary in self.folder.glob(".*.temporary"):
             temporary.unlink()
 
 

@@ -12,12 +12,6 @@ import time
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
 
 from mini_transformer.config import Phase, SamplingConfig, TrainConfig
 from mini_transformer.data.prepare import TrainingData
@@ -30,7 +24,7 @@ from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.dropout import seed_dropout
 from mini_transformer.runtime import log, rank, world_size
 from mini_transformer.training.averaging import averaged_weights
-from mini_transformer.training.checkpoint import Checkpoint, Progress, save_tensors
+from mini_transformer.training.checkpoint import Progress, State, save_tensors
 from mini_transformer.training.distributed import any_rank, from_rank_zero, launcher_is_gone, sum_over_ranks
 from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.metrics import MetricsLogger
@@ -108,8 +102,11 @@ class Trainer:
                 with replacing(self.folder.folder / TEXT) as temporary:
                     temporary.write_text(text, encoding="utf-8")
             self._write_results()
-        except Stopped:
-            self._save()
+            self.folder.checkpoints.wait()
+        except (Stopped, UserError) as error:  # on all ranks: what they are writing will be whole
+            if isinstance(error, Stopped):
+                self._save()
+            self.folder.checkpoints.wait()
             raise
         finally:
             self.metrics.close()
@@ -121,8 +118,8 @@ class Trainer:
         while True:
             i = progress.iteration
 
-            # once in a while: save what resuming needs, before anything that may fail (rank 0 decides and writes)
-            may_save = i and i % run.checkpoint_interval == 0 and (progress.phase, i) != self.resumed_at
+            # once in a while: save what resuming needs, before anything that may fail (all ranks, rank 0 decides)
+            may_save = 0 < i < iters and i % run.checkpoint_interval == 0
             if may_save and from_rank_zero(self.folder.checkpoints.is_due()):
                 self._save()
 
@@ -136,6 +133,7 @@ class Trainer:
                 self.metrics.log("\n".join(f"    | {line}" for line in text.strip().splitlines()))
 
             if i == iters:
+                self._save()  # whatever it takes
                 break
 
             # one step of the optimizer (all ranks)
@@ -231,7 +229,8 @@ class Trainer:
                 progress.best_loss, progress.best_step = loss, (progress.phase, i)
                 self.best, self.best_on_disk = snapshot(self.model), False
         if is_best and (i == 0 or from_rank_zero(self.folder.checkpoints.is_due())):
-            self._write_best()
+            with self.folder.checkpoints.timed():
+                self._write_best()
         bits = loss * self.data.tokens_per_character / math.log(2)
         training = f"training {statistics.fmean(progress.losses):.3f}, " if progress.losses else ""
         progress.losses, progress.evaluated = [], i
@@ -262,37 +261,20 @@ class Trainer:
 
     def _resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
-        if not (checkpoint := self.folder.checkpoints.load()):
-            return 0
-        self.progress = checkpoint.progress
-        self.resumed_at = (self.progress.phase, self.progress.iteration)
-        options = StateDictOptions(full_state_dict=True)
-        if checkpoint.best:
-            set_model_state_dict(self.model, checkpoint.best, options=options)
-            self.best = snapshot(self.model)
-        set_state_dict(
-            self.model,
-            self._stepped_optimizers(),
-            model_state_dict=checkpoint.model,
-            optim_state_dict=checkpoint.optimizer,
-            options=options,
-        )
-        self.best_on_disk = False  # the killed run may have written later ones
-        log(f"Resuming from the checkpoint at {self.phase.name} {self.progress.iteration}")
-        return checkpoint.metrics_size
-
-    def _stepped_optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizer, unless its state is still empty: asked for that, PyTorch makes one that counts a step."""
-        return [self.optimizer] if self.progress.iteration else []
+        state = State(self.model, self.optimizer, self.best, self.progress)
+        if self.folder.checkpoints.load(state):
+            self.progress, self.best = state.progress, state.best
+            self.resumed_at = (self.progress.phase, self.progress.iteration)
+            self.best_on_disk = False  # the killed run may have written later ones
+            log(f"Resuming from the checkpoint at {self.phase.name} {self.progress.iteration}")
+        return state.metrics_size
 
     def _save(self) -> None:
-        """Write the best weights and a checkpoint."""
-        self._write_best()
-        options = StateDictOptions(full_state_dict=True)
-        model, optimizer = get_state_dict(self.model, self._stepped_optimizers(), options=options)
-        checkpoint = Checkpoint(self.progress, model, optimizer, gather(self.best), self.metrics.size)
-        if rank() == 0:
-            self.folder.checkpoints.save(checkpoint, self.phase.name)
+        """Write the best weights and a checkpoint (all ranks)."""
+        with self.folder.checkpoints.timed():
+            self._write_best()
+            state = State(self.model, self.optimizer, self.best, self.progress, self.metrics.size)
+            self.folder.checkpoints.save(state, self.phase.name)
 
     def _write_best(self) -> None:
         if not self.best_on_disk and self.best:
@@ -307,7 +289,6 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config.optim)
         self.progress = Progress(phase, 0, self.progress.best_loss, self.progress.best_step)
         self._write_results()
-        self._save()
 
     def _write_results(self) -> None:
         """The best weights, as `transformers` and as PyTorch have them, and the curve."""

@@ -270,11 +270,11 @@ def test_a_short_text_shrinks_the_block(tmp_path: Path, call: Call) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path, call: Call) -> None:
-    flags = ["--data", FABLES, *SHORT, *TINY, "--out-dir", tmp_path]
+    flags = ["--data", FABLES, *SHORT, *TINY, "--out-dir", tmp_path, "--keep-checkpoints", "--keep", 1]
     assert call("train", *flags)[0] == 0
     run = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(run | {"finished": False}))
-    state = next((tmp_path / "checkpoints").glob("*.pt"))
+    (state,) = (tmp_path / "checkpoints").glob("*.pt")
     state.write_bytes(state.read_bytes()[:1000])
     code, _, err = call("train", *flags)
     assert code == 2
