@@ -168,7 +168,7 @@ class Checkpoints:
         error, whole = "", path.suffix == ".pt"
         try:
             if whole:
-                note = torch.load(path, map_location="cpu", weights_only=True)
+                note = _load_file(path)
                 tensors = note["tensors"]
             else:
                 note = sharded.read_note(path)
@@ -212,11 +212,13 @@ def read_note(path: Path) -> tuple[Progress, int]:
     """The progress of a checkpoint, and the bytes of metrics.jsonl that belong to it. Raises `UserError` if damaged."""
     try:
         note = _load_file(path) if path.suffix == ".pt" else sharded.read_note(path)
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True) if is_file else sharded.read_note(path)
-        )
         return _progress(note), note["metrics_size"]
     except Exception as error:  # damaged bytes may raise anything
         raise UserError(f"{path}: damaged ({type(error).__name__})") from None
+
+
+def _load_file(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _progress(note: dict[str, Any]) -> Progress:
