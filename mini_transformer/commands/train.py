@@ -37,7 +37,7 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
-    run = ["out_dir", "overwrite", "device", "gpus", "nproc", "parallel", "rank_timeout", "precision"]
+    run = ["out_dir", "overwrite", "tensorboard", "device", "gpus", "nproc", "parallel", "rank_timeout", "precision"]
     run += ["micro_batch_size", "seed", "eval_interval", "eval_iters", "sample_interval", "checkpoint_interval"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     given = vars(parser.parse(argv))

@@ -29,6 +29,7 @@ from mini_transformer.runtime import (
 from mini_transformer.settings import recorded_settings
 from mini_transformer.training.announcement import announce
 from mini_transformer.training.distributed import check_equal, first_on_each_node, from_rank_zero, join, process_group
+from mini_transformer.training.events import check_tensorboard
 from mini_transformer.training.parallel import pick_parallel
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment
 from mini_transformer.training.trainer import Trainer
@@ -40,6 +41,8 @@ def train(config: TrainConfig) -> None:
     Raises `UserError` for wrong input before anything is written, `Stopped` when interrupted (the state is saved).
     """
     check(config)
+    if config.run.tensorboard:
+        check_tensorboard()
     if config.optim.batch_size < world_size():
         raise UserError(f"`batch_size` {config.optim.batch_size}: is less than the {world_size()} processes")
     device = pick_device(config.run.device, config.run.gpus)

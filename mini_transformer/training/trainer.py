@@ -97,6 +97,9 @@ class Trainer:
     def fit(self) -> None:
         """Run what is left of all phases. Raises `Stopped` when asked to stop, `UserError` if the loss diverges."""
         self.metrics = MetricsLogger(self.folder.folder / METRICS, self._resume())
+        if self.config.run.tensorboard:
+            phases = [(phase.name, phase.iters) for phase in self.config.phases]
+            self.metrics.add_events(self.folder.folder, phases, (self.progress.phase, self.progress.iteration))
         try:
             for phase in range(self.progress.phase, len(self.config.phases)):
                 if phase != self.progress.phase:
@@ -132,8 +135,7 @@ class Trainer:
 
             # once in a while: show how the model writes (all ranks, the text of rank 0 is shown)
             if run.sample_interval and i % run.sample_interval == 0 and 0 < i < iters:
-                text = self.sample_text(SAMPLE_TOKENS)
-                self.metrics.log("\n".join(f"    | {line}" for line in text.strip().splitlines()))
+                self.metrics.sample(self.sample_text(SAMPLE_TOKENS), self.phase.name, i)
 
             if i == iters:
                 break
