@@ -8,6 +8,7 @@ size of an expert, K experts per token, E experts, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ class Memory:
         return sum(vars(self).values())
 
 
+@cache
 def meta_model(config: ModelConfig) -> Decoder:
     """A model with shapes and no values, to count with; any size costs nothing."""
     with torch.device("meta"):
