@@ -138,6 +138,7 @@ class RunConfig:
     nproc: int = option(0, "number of processes on this machine (0: one per GPU of `gpus`)", ge=0, le=1024, local=True)
     parallel: str = option("auto", "auto: DDP while it fits", choices=("auto", "ddp", "fsdp"), local=True)
     rank_timeout: float = option(600.0, "seconds until a process that does not answer is lost", gt=0.0, local=True)
+    tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
     overwrite: bool = option(False, "replace a run that the folder holds", local=True)
     init_from: Path | None = option(None, "folder of a model to start from", metavar="DIR", local=True)
     fork: Path | None = option(

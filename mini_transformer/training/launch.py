@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-import mini_transformer
 from mini_transformer.config import TrainConfig, check
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import gpu_ids, pick_device
@@ -40,7 +39,7 @@ def launch(argv: Sequence[str], processes: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the name of the machine need not lead anywhere
-    package = str(Path(mini_transformer.__file__).parent.parent)
+    package = str(Path(__file__).parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(

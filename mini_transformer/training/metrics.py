@@ -4,12 +4,14 @@ import io
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
 from mini_transformer.runtime import log, rank
+from mini_transformer.training.events import EventLog
 
 
 def duration(seconds: float) -> str:
@@ -30,6 +32,8 @@ class MetricsLogger:
         """
         self._metrics: IO[bytes] = io.BytesIO() if rank() else open(metrics, "ab")  # noqa: SIM115 - for the whole run
         self._metrics.truncate(min(metrics_size, self.size))
+        self._path = metrics
+        self._events: EventLog | None = None
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = (time.monotonic(), 0)  # when the counting of iterations began, and at which
 
@@ -44,6 +48,11 @@ class MetricsLogger:
         log(line)
         self._bar.refresh()
 
+    def add_events(self, folder: Path, phases: Sequence[tuple[str, int]], at: tuple[int, int]) -> None:
+        """Write for TensorBoard, too; see `EventLog`."""
+        if rank() == 0:
+            self._events = EventLog(folder, phases, at, self._path.read_bytes())
+
     def begin(self, phase: str, done: int, iters: int) -> None:
         """A phase starts or goes on."""
         self._bar.close()
@@ -56,6 +65,8 @@ class MetricsLogger:
         """The run is over or has stopped."""
         self._bar.close()
         self._metrics.close()
+        if self._events:
+            self._events.close()
 
     def advance(self, loss: float, tokens_per_second: float) -> None:
         """One iteration is done."""
@@ -74,3 +85,11 @@ class MetricsLogger:
         """Append one line to `metrics.jsonl`."""
         self._metrics.write((json.dumps(values) + "\n").encode())
         self._metrics.flush()
+        if self._events:
+            self._events.write(values)
+
+    def sample(self, text: str, phase: str, iteration: int) -> None:
+        """Show a text of the model."""
+        self.log("\n".join(f"    | {line}" for line in text.strip().splitlines()))
+        if self._events:
+            self._events.sample(text, phase, iteration)

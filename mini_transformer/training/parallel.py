@@ -6,13 +6,13 @@ the number of tokens on all ranks already.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mini_transformer.model.decoder import Decoder
@@ -40,7 +40,7 @@ def parallelise(model: Decoder, kind: str) -> nn.Module:
     """
     if kind == "fsdp":
         for part in (*model.layers, model):
-            fully_shard(part)
+            fully_shard(part, shard_placement_fn=lambda p: Shard(shard_axis(p.shape, world_size())))
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no other
         return model
@@ -49,6 +49,14 @@ def parallelise(model: Decoder, kind: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # later versions have another word for broadcast_buffers
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard_axis(shape: Sequence[int], ranks: int) -> int:
+    """The axis along which FSDP cuts a parameter: the first that all ranks divide, or else 0, padded.
+
+    Cut along their number, four experts would lie on four of eight ranks, and be padded to eight in each exchange.
+    """
+    return next((axis for axis, length in enumerate(shape) if length % ranks == 0), 0)
 
 
 def gradient_scale(module: nn.Module) -> int:

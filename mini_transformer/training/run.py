@@ -2,9 +2,7 @@
 
 import dataclasses
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,17 +27,14 @@ from mini_transformer.runtime import (
     world_size,
 )
 from mini_transformer.settings import recorded_settings
+from mini_transformer.training.announcement import announce
 from mini_transformer.training.distributed import check_equal, first_on_each_node, from_rank_zero, join, process_group
+from mini_transformer.training.events import check_tensorboard
 from mini_transformer.training.fork import Fork
 from mini_transformer.training.initialisation import Source, weights_fingerprint
-from mini_transformer.training.metrics import duration
-from mini_transformer.training.optimizer import update_router_bias
 from mini_transformer.training.parallel import pick_parallel
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment, start_command
 from mini_transformer.training.trainer import Trainer
-
-LONG = 6 * 3600.0  # seconds from which a run is announced as long
-WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
 
 
 def train(config: TrainConfig) -> None:
@@ -48,6 +43,8 @@ def train(config: TrainConfig) -> None:
     Raises `UserError` for wrong input before anything is written, `Stopped` when interrupted (the state is saved).
     """
     check(config)
+    if config.run.tensorboard:
+        check_tensorboard()
     if config.optim.batch_size < world_size():
         raise UserError(f"`batch_size` {config.optim.batch_size}: is less than the {world_size()} processes")
     device = pick_device(config.run.device, config.run.gpus)
@@ -91,16 +88,14 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         if source:
             source.copy_to(model, data.tokenizer)
             source = None  # not to be kept in memory
-        total, active = model.parameter_counts()
-        log(f"Model: {total:,} parameters, {active:,} of them active for each token")
-        parallel = pick_parallel(config.run.parallel, total, device)
+        parallel = pick_parallel(config.run.parallel, model.parameter_counts()[0], device)
         environment = describe_environment(device.type, precision, parallel)
         before = record.get("environment", {}) if record else environment
         changed = [f"{k} was {before.get(k)}, is {here}" for k, here in environment.items() if before.get(k) != here]
         if changed:
             log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
         trainer = Trainer(config, data, model, folder, precision, stop, parallel)
-        _warn_if_long(trainer, active)
+        announce(trainer, parallel)
         if rank() == 0:
             if record is None:
                 folder.clear()
@@ -190,23 +185,3 @@ def _write_model_files(config: TrainConfig, data: TrainingData, model: Decoder) 
     with replacing(folder / VALIDATION) as temporary:
         lines = (f"{title.origin}\t{title.text}\n" for title in data.validation_titles)
         temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-
-
-def _warn_if_long(trainer: Trainer, active_parameters: int) -> None:
-    """Say before the start how long a big run will take on this device, judged by one micro-batch."""
-    iterations = sum(phase.iters for phase in trainer.config.phases)
-    if 6 * active_parameters * trainer.batch_size * trainer.block_size * iterations < WORTH_TIMING:
-        return
-    block = torch.zeros((trainer.micro_batch_size, trainer.block_size), dtype=torch.int64)
-    for _ in range(2):  # the first one warms up
-        started = time.monotonic()
-        trainer.loss_sum(trainer.parallel, block, block)[0].backward()
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
-    seconds = (time.monotonic() - started) * len(trainer.rows) / trainer.micro_batch_size * iterations
-    trainer.model.zero_grad(set_to_none=True)
-    update_router_bias(trainer.model, 0.0)
-    if seconds > LONG and rank() == 0:
-        what = f"{iterations:,} iterations of this model will take about {duration(seconds)}"
-        hint = "the recipe laptop gives a first result in under an hour"
-        print(f"Warning: {what} on {describe_device(trainer.device)}; {hint}", file=sys.stderr)

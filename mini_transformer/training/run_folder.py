@@ -19,6 +19,7 @@ from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
 from mini_transformer.runtime import world_size
 from mini_transformer.settings import MIXTURE, SHAPE, settings_difference
 from mini_transformer.training.checkpoint import Checkpoints
+from mini_transformer.training.events import FILES, FOLDER
 
 RUN, METRICS, CURVE = "run.json", "metrics.jsonl", "loss_curve.png"
 TEXT, STATE_DICT = "generated_text.txt", "model.pt"
@@ -109,8 +110,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what a run writes, and nothing else. `run.json` goes last: until then it is still a run's folder."""
         self.checkpoints.clear()
-        for name in reversed(OURS):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (*(self.folder / FOLDER).glob(FILES), *(self.folder / name for name in reversed(OURS))):
+            path.unlink(missing_ok=True)
 
     def write_record(self, wanted: Record, environment: dict[str, Any], finished: bool) -> None:
         """Say which run the folder holds."""

@@ -73,6 +73,9 @@ class Trainer:
         self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
         fitting = max(1, CPU_TOKENS // self.block_size) if self.device.type == "cpu" else len(self.rows)
         self.micro_batch_size = config.run.micro_batch_size or min(len(self.rows), fitting)
+        # as many on each rank, as FSDP needs it: a rank with one row more takes that along
+        count, size = math.ceil(self.batch_size // world_size() / self.micro_batch_size), len(self.rows)
+        self.micro_batches = [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
         self.validation_batch_size = config.run.micro_batch_size or fitting
         self.parallel = parallelise(model, parallel)
         if self.parallel is not self.model:
@@ -91,6 +94,9 @@ class Trainer:
     def fit(self) -> None:
         """Run what is left of all phases. Raises `Stopped` when asked to stop, `UserError` if the loss diverges."""
         self.metrics = MetricsLogger(self.folder.folder / METRICS, self._resume())
+        if self.config.run.tensorboard:
+            phases = [(phase.name, phase.iters) for phase in self.config.phases]
+            self.metrics.add_events(self.folder.folder, phases, (self.progress.phase, self.progress.iteration))
         try:
             for phase in range(self.progress.phase, len(self.config.phases)):
                 if phase != self.progress.phase:
@@ -129,8 +135,7 @@ class Trainer:
 
             # once in a while: show how the model writes (all ranks, the text of rank 0 is shown)
             if run.sample_interval and i % run.sample_interval == 0 and 0 < i < iters:
-                text = self.sample_text(SAMPLE_TOKENS)
-                self.metrics.log("\n".join(f"    | {line}" for line in text.strip().splitlines()))
+                self.metrics.sample(self.sample_text(SAMPLE_TOKENS), self.phase.name, i)
 
             if i == iters:
                 self._save()  # whatever it takes
@@ -162,11 +167,10 @@ class Trainer:
         inputs_bt, targets_bt = batches.batch(i, self.batch_size, self.block_size, rank(), world_size())
         count = self.batch_size * self.block_size  # tokens that all ranks predict
         total = torch.zeros((), device=self.device)
-        for start in range(0, len(self.rows), self.micro_batch_size):
+        for part in self.micro_batches:
             self.check_stop_alone()
-            part = slice(start, start + self.micro_batch_size)
             seed_dropout(self.model, seed, self.rows[part])
-            with gradient_sync(self.parallel, last=part.stop >= len(self.rows)):
+            with gradient_sync(self.parallel, last=part is self.micro_batches[-1]):
                 loss = self.loss_sum(self.parallel, inputs_bt[part], targets_bt[part])[0] / count
                 (loss * gradient_scale(self.parallel)).backward()
             total += loss.detach()

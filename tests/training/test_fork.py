@@ -62,8 +62,6 @@ def test_the_settings_of_the_optimizer_change(stopped: Path, tmp_path: Path, cal
     new = tmp_path / "new"
     flags = ["--weight-decay", 0.5, "--beta1", 0.8, "--lr", 1e-4, "--batch-size", 8, "--dropout", 0, "--seed", 5]
     interrupt(call, new, *FLAGS, *flags, "--out-dir", stopped, "--fork", new)
-    groups = checkpoint(new)["optimizer"]["param_groups"]  # type: ignore[index]
-    assert [(group["weight_decay"], group["betas"]) for group in groups] == [(0.5, (0.8, 0.99)), (0.0, (0.8, 0.99))]
     changed = json.loads((new / "run.json").read_text())["forked_from"]["settings"]
     names = {"weight_decay", "beta1", "lr", "batch_size", "dropout", "seed"}
     assert (set(changed), changed["dropout"]) == (names, [0.1, 0.0])

@@ -1,0 +1,90 @@
+"""What is said before a run begins: the size of the model, the memory, the length, and for a long run the time."""
+
+import sys
+import time
+
+import torch
+
+from mini_transformer.model.dropout import seed_dropout
+from mini_transformer.runtime import describe_device, log, rank, world_size
+from mini_transformer.training.metrics import duration
+from mini_transformer.training.optimizer import update_router_bias
+from mini_transformer.training.parallel import gradient_sync
+from mini_transformer.training.plan import flops_per_token, memory
+from mini_transformer.training.trainer import Trainer
+
+LONG = 6 * 3600.0  # seconds from which a run is announced as long
+WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
+LAPTOP = "the recipe laptop gives a first result in under an hour"
+MORE_GPUS = "more GPUs or fewer iterations shorten that, and a run that is stopped goes on later"
+
+
+def announce(trainer: Trainer, parallel: str) -> None:
+    """Print the plan of a run. All ranks call it, since they measure the time together; rank 0 prints."""
+    total, active = trainer.model.parameter_counts()
+    log(f"Model: {total:,} parameters, {active:,} of them active for each token")
+    log(f"Memory: {describe_memory(trainer, parallel)}")
+    per_iteration = trainer.batch_size * trainer.block_size
+    for data in trainer.data.phases:
+        iters, tokens = data.phase.iters, data.phase.iters * per_iteration
+        length = f"{iters:,} iteration{'s' * (iters > 1)} of {per_iteration:,} tokens"
+        epochs = tokens / data.batches.epoch_tokens
+        log(f"Plan, {data.phase.name}: {length}: {amount(tokens)}, {epochs:,.{1 if epochs >= 1 else 3}f} epochs")
+    if (seconds := expected_seconds(trainer)) is None:
+        return
+    log(f"Time: about {duration(seconds)} for the whole run on {describe_device(trainer.device)}")
+    if seconds > LONG and rank() == 0:
+        hint = MORE_GPUS if trainer.device.type == "cuda" else LAPTOP
+        print(f"Warning: this run will take about {duration(seconds)}; {hint}", file=sys.stderr)
+
+
+def describe_memory(trainer: Trainer, parallel: str) -> str:
+    """The memory of a rank in words, in one unit."""
+    shape, device = trainer.model.config, trainer.device.type
+    size, micro_batches = trainer.micro_batch_size, len(trainer.micro_batches)
+    need = memory(shape, size, micro_batches, world_size(), parallel, trainer.precision, device)
+    unit, name = (1e9, "GB") if need.total >= 1e9 else (1e6, "MB")
+    parts = ", ".join(f"{key.replace('_', ' ')} {size / unit:.2g}" for key, size in vars(need).items() if size)
+    where = f" in each of {world_size()} processes ({parallel.upper()})" if world_size() > 1 else ""
+    return f"about {need.total / unit:.3g} {name}{where}: {parts}"
+
+
+def amount(tokens: int) -> str:
+    """A number of tokens for people: 4,096 tokens, 8.2 million tokens, 1.3 billion tokens."""
+    for size, word in ((10**9, "billion"), (10**6, "million")):
+        if tokens >= size:
+            return f"{tokens / size:,.1f} {word} tokens"
+    return f"{tokens:,} tokens"
+
+
+def expected_seconds(trainer: Trainer) -> float | None:
+    """The time of a whole run, evaluations included (a third of a step for each batch); None for a short one."""
+    run, tokens = trainer.config.run, trainer.batch_size * trainer.block_size
+    iterations = sum(phase.iters for phase in trainer.config.phases)
+    if flops_per_token(trainer.model.config) * tokens * iterations < WORTH_TIMING:
+        return None
+    batches = min(run.eval_iters, len(trainer.data.validation) / tokens)
+    evaluations = iterations / run.eval_interval + 1
+    return seconds_per_step(trainer) * (iterations + evaluations * batches / 3)
+
+
+def seconds_per_step(trainer: Trainer) -> float:
+    """The time of a step, judged by a micro-batch or two, on all ranks alike. It changes nothing in the run."""
+    size, block = trainer.micro_batch_size, trainer.block_size
+    ids = torch.randint(trainer.model.config.vocab_size, (size, block), generator=torch.Generator().manual_seed(0))
+    micro_batches = len(trainer.micro_batches)
+    exchanging = 1 if world_size() > 1 else micro_batches  # several ranks exchange gradients after the last one only
+    seconds = 0.0
+    for times, last in ((0, True), (micro_batches - exchanging, False), (exchanging, True)):  # the first warms up
+        if not times and not last:
+            continue
+        started = time.monotonic()
+        seed_dropout(trainer.model, (0,), range(size))
+        with gradient_sync(trainer.parallel, last=last):
+            trainer.loss_sum(trainer.parallel, ids, ids)[0].backward()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        seconds += times * (time.monotonic() - started)
+    trainer.model.zero_grad(set_to_none=True)
+    update_router_bias(trainer.model, 0.0)
+    return seconds
