@@ -7,6 +7,7 @@ either, on any number of processes. Loading one never runs code from it: `weight
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -169,7 +170,9 @@ class Checkpoints:
         error, whole = "", path.suffix == ".pt"
         try:
             if whole:
-                note = torch.load(path, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about a pickle that it will refuse
+                    note = torch.load(path, map_location="cpu", weights_only=True)
                 tensors = note["tensors"]
             else:
                 note = sharded.read_note(path)
