@@ -7,6 +7,7 @@ either, on any number of processes. Loading one never runs code from it: `weight
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -218,7 +219,9 @@ def read_note(path: Path) -> tuple[Progress, int]:
 
 
 def _load_file(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a pickle that it will refuse
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _progress(note: dict[str, Any]) -> Progress:
