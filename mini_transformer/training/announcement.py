@@ -41,13 +41,20 @@ def announce(trainer: Trainer, parallel: str) -> None:
 
 def describe_memory(trainer: Trainer, parallel: str) -> str:
     """The memory of a rank in words, in one unit."""
-    micro_batches = math.ceil(len(trainer.rows) / trainer.micro_batch_size)
+    size, micro_batches = micro_batches_of(trainer)
     shape, device = trainer.model.config, trainer.device.type
-    need = memory(shape, trainer.micro_batch_size, micro_batches, world_size(), parallel, trainer.precision, device)
+    need = memory(shape, size, micro_batches, world_size(), parallel, trainer.precision, device)
     unit, name = (1e9, "GB") if need.total >= 1e9 else (1e6, "MB")
     parts = ", ".join(f"{key.replace('_', ' ')} {size / unit:.2g}" for key, size in vars(need).items() if size)
     where = f" in each of {world_size()} processes ({parallel.upper()})" if world_size() > 1 else ""
     return f"about {need.total / unit:.3g} {name}{where}: {parts}"
+
+
+def micro_batches_of(trainer: Trainer) -> tuple[int, int]:
+    """Blocks of a micro-batch, and micro-batches of a step: of the rank that has most, so that all ranks agree."""
+    rows = math.ceil(trainer.batch_size / world_size())
+    size = min(trainer.config.run.micro_batch_size or trainer.micro_batch_size, rows)
+    return size, math.ceil(rows / size)
 
 
 def amount(tokens: int) -> str:
@@ -71,9 +78,9 @@ def expected_seconds(trainer: Trainer) -> float | None:
 
 def seconds_per_step(trainer: Trainer) -> float:
     """The time of a step, judged by a micro-batch or two, on all ranks alike. It changes nothing in the run."""
-    size, block = trainer.micro_batch_size, trainer.block_size
-    ids = torch.randint(trainer.model.config.vocab_size, (size, block), generator=torch.Generator().manual_seed(0))
-    micro_batches = math.ceil(len(trainer.rows) / size)
+    size, micro_batches = micro_batches_of(trainer)
+    shape = (size, trainer.block_size)
+    ids = torch.randint(trainer.model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     exchanging = 1 if world_size() > 1 else micro_batches  # several ranks exchange gradients after the last one only
     seconds = 0.0
     for times, last in ((0, True), (micro_batches - exchanging, False), (exchanging, True)):  # the first warms up
