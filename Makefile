@@ -1,4 +1,4 @@
-# make demo · make test · make check
+# make demo · make test · make check · make test-slow
 #
 # Each command makes its own environment first, in .venv. On a machine without an NVIDIA card, a CPU-only PyTorch is
 # much smaller: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -8,13 +8,16 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow check clean
 
 demo: $(VENV)/installed  ## train a small model on the embedded fables and print one that it writes
 	$(BIN)/mini-transformer demo
 
 test: $(VENV)/installed-dev  ## the tests, without the slow ones and those that need a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-slow: $(VENV)/installed-dev  ## the slow ones: kills, faults, long runs on several processes
+	$(BIN)/python -m pytest -m slow -s
 
 check: $(VENV)/installed-dev  ## style and types
 	$(BIN)/ruff check .

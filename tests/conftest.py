@@ -1,23 +1,29 @@
 """What several tests share."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # quicker for tiny models, also in processes that tests start
+
 import torch
 
 from mini_transformer import cli
 from mini_transformer.config import ModelConfig, SamplingConfig
 from mini_transformer.generation.engine import context_start, sample
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.training import trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 FABLES = ROOT / "mini_transformer" / "text" / "corpus" / "fables.txt"
 TINY = "--n-layer 2 --n-embd 32 --n-head 2 --block-size 32 --batch-size 4 --dropout 0.1 --device cpu".split()  # noqa: SIM905
 
-torch.set_num_threads(1)  # quicker for tiny models; child processes use the default
+torch.set_num_threads(1)
+trainer.FINAL_TOKENS = 100  # of the text at the end of each run in this process, which few tests read
 
 
 @pytest.fixture(scope="session")

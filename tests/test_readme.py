@@ -26,7 +26,9 @@ def run(words: list[str], cwd: Path) -> str:
     else:
         assert words[0] == "mini-transformer"
         words = [sys.executable, "-m", "mini_transformer", *words[1:]]
-    result = subprocess.run(words, cwd=cwd, capture_output=True, encoding="utf-8", env={"PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        words, cwd=cwd, capture_output=True, encoding="utf-8", env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 

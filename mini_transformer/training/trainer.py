@@ -73,7 +73,7 @@ class Trainer:
         self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
         fitting = max(1, CPU_TOKENS // self.block_size) if self.device.type == "cpu" else len(self.rows)
         self.micro_batch_size = config.run.micro_batch_size or min(len(self.rows), fitting)
-        # as many on each rank, as FSDP needs it: a rank with one row more takes that along
+        # as many on each rank, for FSDP: where there is one row more, it goes along
         count, size = math.ceil(self.batch_size // world_size() / self.micro_batch_size), len(self.rows)
         self.micro_batches = [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
         self.validation_batch_size = config.run.micro_batch_size or fitting
@@ -168,13 +168,13 @@ class Trainer:
         count = self.batch_size * self.block_size  # tokens that all ranks predict
         total = torch.zeros((), device=self.device)
         for part in self.micro_batches:
-            self.check_stop_alone()
+            self.check_stop()
             seed_dropout(self.model, seed, self.rows[part])
             with gradient_sync(self.parallel, last=part is self.micro_batches[-1]):
                 loss = self.loss_sum(self.parallel, inputs_bt[part], targets_bt[part])[0] / count
                 (loss * gradient_scale(self.parallel)).backward()
             total += loss.detach()
-        self.check_stop()
+        self.check_stop(together=True)
         loss = sum_over_ranks(total)
         norm = clip_gradients(self.model, optim.grad_clip)
         if any_rank(not (math.isfinite(loss.item()) and math.isfinite(norm.item()))):
@@ -195,29 +195,24 @@ class Trainer:
             return (loss or self.loss)(model, inputs_bt.to(self.device), targets_bt.to(self.device))
 
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
-        self.check_stop_alone()
+        self.check_stop()
         return self.loss_sum(self.model, inputs_bt, targets_bt, cross_entropy_sum)
 
     def _warm_up(self) -> None:
-        """One forward and backward pass that changes nothing.
+        """One pass that changes nothing.
 
-        After its first pass DDP orders the gradients anew, and the order decides how sums of three and more are
-        rounded: a run that goes on must not begin with another one.
+        After its first one DDP orders the gradients anew, which decides how three and more are added up: a run that goes
+        on must not begin with another order.
         """
         block = torch.zeros((1, self.block_size), dtype=torch.int64)
         self.loss_sum(self.parallel, block, block)[0].backward()
         self.model.zero_grad(set_to_none=True)
         update_router_bias(self.model, 0.0)
 
-    def check_stop(self) -> None:
-        """Raises `Stopped` on all ranks if any is asked to stop, or has lost the process that launched it."""
-        if any_rank(self.stop.is_set() or launcher_is_gone()):
+    def check_stop(self, together: bool = False) -> None:
+        """Raises `Stopped` if asked to, or left alone by the launcher: on all ranks, which must look `together`."""
+        if (together or world_size() == 1) and any_rank(self.stop.is_set() or launcher_is_gone()):
             raise Stopped
-
-    def check_stop_alone(self) -> None:
-        """The same where ranks do not wait for each other: one of several goes on to the next `check_stop`."""
-        if world_size() == 1:
-            self.check_stop()
 
     def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""
@@ -259,7 +254,7 @@ class Trainer:
         with averaged_weights(self.model):
             engine = Engine(self.model, self.data.tokenizer, self.data.suppress_tokens)
             for piece in engine.generate("", tokens, SamplingConfig(), seed=self.config.run.seed):
-                self.check_stop_alone()
+                self.check_stop()
                 pieces.append(piece)
         return "".join(pieces)
 

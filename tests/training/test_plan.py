@@ -97,6 +97,7 @@ def between_two(parallel: str, micro_batches: int) -> dict[str, int]:
     return json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "micro_batches"), [("ddp", 2), ("fsdp", 2), pytest.param("fsdp", 1, marks=pytest.mark.slow)]
 )
