@@ -201,8 +201,8 @@ class Trainer:
     def _warm_up(self) -> None:
         """One pass that changes nothing.
 
-        After its first one DDP orders the gradients anew, which decides how three and more are added up: a run that goes
-        on must not begin with another order.
+        After its first one DDP orders the gradients anew, which decides how three and more are added up: a run that
+        goes on must not begin with another order.
         """
         block = torch.zeros((1, self.block_size), dtype=torch.int64)
         self.loss_sum(self.parallel, block, block)[0].backward()

@@ -64,7 +64,7 @@ def test_validation_predicts_each_token_once(lengths: list[int], batch: int, blo
     joined = [EOT, *(token for document in documents for token in (*document.tolist(), EOT))]
     tokens = TokenStream(documents, EOT)
     assert tokens.read(0, len(tokens)).tolist() == joined
-    targets = [t for _, ts in validation_batches(tokens, batch, block, 10**9) for t in ts.flatten().tolist()]
+    targets = [t for _, ts, _ in validation_batches(tokens, batch, block, 10**9) for t in ts.flatten().tolist()]
     assert targets == joined[1:]
     assert len(list(validation_batches(tokens, batch, block, 2))) <= 2
 

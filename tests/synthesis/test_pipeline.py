@@ -47,7 +47,7 @@ OPENAI = ("--engine", "openai", "--base-url", "http://localhost:1/v1")
         (["--shard", "9/9", "--samples", 5], "--shard: 9/9 has nothing to do for 5 samples"),
         (["--gpu", "0,1"], "--gpu: 0,1: expected one id, such as 0; several GPUs share the work by --shard"),
         (["--gpu", "0", "--device", "cpu"], "--gpu 0: goes with --device cuda"),
-        (["--gpu", "99"], "--gpu 99: there is no GPU of that id"),
+        (["--gpu", "99"], "--gpu 99: there is no GPU of id 99"),
         (["--quantize", "8bit"], "--quantize: invalid choice"),
         (["--quantize", "4bit", "--device", "cpu"], "--quantize 4bit: needs an NVIDIA GPU"),
         (["--engine", "openai"], "--base-url: missing"),

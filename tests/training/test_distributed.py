@@ -23,17 +23,17 @@ SHAPES = {
     ("parallel", "shape"),
     [
         ("ddp", "experts"),
-        ("fsdp", "experts"),
+        pytest.param("fsdp", "experts", marks=pytest.mark.slow),
         pytest.param("ddp", "dense", marks=pytest.mark.slow),
         pytest.param("fsdp", "dense", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one(tmp_path: Path, parallel: str, shape: str) -> None:
-    flags = ["--max-iters", 30, "--eval-interval", 10, *SHAPES[shape]]
+    flags = ["--max-iters", 10, "--eval-interval", 5, *SHAPES[shape]]
     assert run(tmp_path, *flags, "--out-dir", "one")[0] == 0
     code, out, err = run(tmp_path, *flags, "--out-dir", "two", "--nproc", 2, "--parallel", parallel)
     assert (code, err) == (0, "")
-    assert out.count("train 30/30") == 1
+    assert out.count("train 10/10") == 1
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-3)
     assert (tmp_path / "two" / "generated_text.txt").is_file()
     record = json.loads((tmp_path / "two" / "run.json").read_text())["environment"]
@@ -64,6 +64,7 @@ def test_an_error_is_said_once_and_ends_all_processes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_on_all_processes(tmp_path: Path) -> None:
     process = start(tmp_path, "--max-iters", 100_000, "--out-dir", tmp_path / "out", "--nproc", 2)
     wait_for(tmp_path / "out" / "model.safetensors", process)
