@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,9 @@ def run(words: list[str], cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(trained, folder / "out")  # so that each command runs without those before it
     for name in ("fables.txt", "other-fables.txt", "poems.txt"):
         (folder / name).write_bytes(FABLES.read_bytes())
     return folder

@@ -144,6 +144,9 @@ def _difference(there: Record, here: Record) -> str:
     """The first difference between two runs, in words; empty if there is none."""
     if "forked_from" in here and there.get("forked_from", {}).get("settings") != here["forked_from"]["settings"]:
         return "it is another fork, or none"
+    kinds = [run["settings"].get("tokenizer") for run in (there, here)]
+    if kinds[0] != kinds[1] and there["fingerprints"].get("tokenizer") != here["fingerprints"]["tokenizer"]:
+        return f"`tokenizer`: {kinds[0]} there, {kinds[1]} here"  # a folder of the same tokenizer may have another name
     if difference := settings_difference(there["settings"], here["settings"]):
         return difference
     return _fingerprint_difference(there["fingerprints"], here["fingerprints"])

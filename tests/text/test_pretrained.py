@@ -116,7 +116,7 @@ def test_training_with_bpe_and_with_a_ready_made_one(tmp_path: Path, call: Call)
     code, out, _ = call("evaluate", "--model-dir", out_dir, "--data", FABLES, "--json", "--device", "cpu")
     assert code == 0
     assert 1 < json.loads(out)["bits_per_character"] < 9
-    assert "(--tokenizer: the tokenizer is another one)" in call("train", *flags)[2]
+    assert "(--tokenizer: bpe there, char here)" in call("train", *flags)[2]
     assert "--vocab-size: 400 there, 500 here" in call("train", *flags, "--tokenizer", "bpe", "--vocab-size", 500)[2]
     ready_made(tmp_path / "gpt")
     code, out, err = call("train", *flags, "--tokenizer", tmp_path / "gpt", "--overwrite")
