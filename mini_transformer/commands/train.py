@@ -96,8 +96,8 @@ def main(argv: Sequence[str]) -> int:
     from mini_transformer.training.run import train as run
     from mini_transformer.training.trainer import Stopped
 
-    join()
     with only_one_reports():
+        join()
         config = parse_config(argv)
         try:
             run(config)

@@ -30,7 +30,9 @@ def join() -> None:
     """Meet the other ranks in the store that the launcher names; the process group comes later, see `process_group`."""
     global _store
     if is_launched() and _store is None:
-        _store, _, _ = next(rendezvous("env://"))
+        store, _, _ = next(rendezvous("env://"))
+        # a launcher that starts ranks again keeps its store, with what those before them have said
+        _store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 @contextmanager
@@ -120,9 +122,11 @@ def is_lost_contact(error: RuntimeError) -> bool:
 def first_to_report() -> bool:
     """Whether no other rank has said yet why the run ends: one message is enough."""
     try:
-        return _store is None or _store.compare_set("reported", "", str(rank())) == str(rank()).encode()
-    except RuntimeError:  # the store went down together with its host
-        return True
+        if _store is not None:
+            return bool(_store.compare_set("reported", "", str(rank())) == str(rank()).encode())
+    except RuntimeError:  # the store is gone together with the launcher
+        pass
+    return local_rank() == 0
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def launch(argv: Sequence[str], processes: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we say ourselves that contact is lost
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the name of the machine need not lead anywhere

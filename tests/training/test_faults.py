@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ from tests.training.processes import SMALL, kill, losses, processes, ranks, run,
 pytestmark = pytest.mark.slow
 KILLS = 25  # for each number of processes
 LOST = "train: lost contact with another process (it was killed, or did not answer within --rank-timeout); "
+
+
+def wait_for_checkpoint(out: Path, process: "subprocess.Popen[str]") -> None:
+    """Until a process that was just started has saved one, or has ended."""
+    begun = time.time()
+    while process.poll() is None:
+        with suppress(FileNotFoundError):
+            if any(path.stat().st_mtime > begun for path in (out / "checkpoints").glob("[0-9]*.pt")):
+                return
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -32,7 +43,11 @@ def test_kills_at_random_moments(tmp_path: Path, number: int) -> None:
         while True:
             process = start(tmp_path, *flags, "--out-dir", out)
             if kills < KILLS:
-                time.sleep(chance.uniform(0.0, 3.0 + 3.0 * number))
+                if chance.random() < 0.5:  # at any moment, preparing and starting included; else while it trains
+                    time.sleep(chance.uniform(0.0, 3.0 + 3.0 * number))
+                else:
+                    wait_for_checkpoint(out, process)
+                    time.sleep(chance.uniform(0.0, 1.0))
                 victims = chance.choice(
                     [processes(out), [process.pid], list(ranks(out).values())[-1:] or [process.pid]]
                 )
