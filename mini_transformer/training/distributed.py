@@ -23,7 +23,7 @@ from mini_transformer.runtime import is_launched, local_rank, node, rank, world_
 
 POLL = 0.2  # seconds between looks at the store
 _PARENT = os.getppid()
-_store: "Any" = None
+_store: Any = None  # a torch.distributed.Store
 
 
 def join() -> None:
@@ -32,7 +32,8 @@ def join() -> None:
     if is_launched() and _store is None:
         store, _, _ = next(rendezvous("env://"))
         # a launcher that starts ranks again keeps its store, with what those before them have said
-        _store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        _store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
 
 
 @contextmanager
