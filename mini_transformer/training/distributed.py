@@ -24,6 +24,7 @@ from mini_transformer.runtime import is_launched, local_rank, node, rank, world_
 POLL = 0.2  # seconds between looks at the store
 _PARENT = os.getppid()
 _store: Any = None  # a torch.distributed.Store
+_group: Any = None  # kept for good: DDP, as the last to let go of it, might wait for a thread that waits for Python
 
 
 def join() -> None:
@@ -67,6 +68,7 @@ def process_group(device: torch.device, timeout: float, single: bool = False) ->
 
     `single`: a process that was not launched as one of several makes a group of its own, too, as FSDP needs one.
     """
+    global _group
     if _store is None and not single:
         yield
         return
@@ -75,6 +77,7 @@ def process_group(device: torch.device, timeout: float, single: bool = False) ->
     dist.init_process_group(
         backend, timeout=timedelta(seconds=timeout), store=store, rank=rank(), world_size=world_size()
     )
+    _group = dist.group.WORLD
     try:
         yield
     finally:

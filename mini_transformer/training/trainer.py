@@ -84,7 +84,6 @@ class Trainer:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
         self.best_on_disk = True
-        self.resumed_at = (0, 0)
 
     @property
     def phase(self) -> Phase:
@@ -108,7 +107,6 @@ class Trainer:
                 with replacing(self.folder.folder / TEXT) as temporary:
                     temporary.write_text(text, encoding="utf-8")
             self._write_results()
-            self.folder.checkpoints.wait()
         except (Stopped, UserError) as error:  # on all ranks: what they are writing will be whole
             if isinstance(error, Stopped):
                 self._save()
@@ -139,6 +137,7 @@ class Trainer:
 
             if i == iters:
                 self._save()  # whatever it takes
+                self.folder.checkpoints.wait()
                 break
 
             # one step of the optimizer (all ranks)
@@ -263,7 +262,6 @@ class Trainer:
         state = State(self.model, self.optimizer, self.best, self.progress)
         if self.folder.checkpoints.load(state):
             self.progress, self.best = state.progress, state.best
-            self.resumed_at = (self.progress.phase, self.progress.iteration)
             self.best_on_disk = False  # the killed run may have written later ones
             log(f"Resuming from the checkpoint at {self.phase.name} {self.progress.iteration}")
         return state.metrics_size

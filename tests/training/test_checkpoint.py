@@ -277,9 +277,9 @@ def test_a_rank_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     for node in ("0", "1"):
         group = {"RANK": node, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GROUP_RANK": node, "GLOO_SOCKET_IFNAME": "lo"}
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-        command = [sys.executable, *map(str, long(tmp_path, "out", []))]
+        command = [sys.executable, *map(str, long(tmp_path / node, "out", []))]
         pipe = subprocess.PIPE
         env = {**os.environ, **group, **address}
         processes.append(subprocess.Popen(command, cwd=tmp_path / node, env=env, stdout=pipe, stderr=pipe, text=True))
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=100)[1] for process in processes]
     assert "".join(errors) == "train: --out-dir: out must be a folder that all nodes share\n"

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_transformer import cli
-from mini_transformer.config import OptimConfig, Phase, RunConfig, TrainConfig
+from mini_transformer.config import ModelConfig, OptimConfig, Phase, RunConfig, TrainConfig
 from mini_transformer.data.prepare import prepare_data
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import read_suppress_tokens
@@ -156,7 +156,9 @@ def test_a_stopped_run_saves_says_so_and_continues(tmp_path: Path, number: signa
     assert re.search(r"Resuming from the checkpoint at train [1-9]", line)
 
 
-def test_a_run_that_is_stopped_while_it_writes_its_text_ends_later(tmp_path: Path, tiny_config) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_that_is_stopped_while_it_writes_its_text_ends_later(
+    tmp_path: Path, tiny_config: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = TrainConfig((Phase("train", (FABLES,), 1, 1e-3),), tiny_config, run=RunConfig(tmp_path, device="cpu"))
     model = Decoder(tiny_config.resolve(prepare_data(config).tokenizer.vocab_size))
     trainer = make_trainer(tmp_path, model, config)
@@ -168,7 +170,7 @@ def test_a_run_that_is_stopped_while_it_writes_its_text_ends_later(tmp_path: Pat
     assert not (tmp_path / "generated_text.txt").exists()
     again = make_trainer(tmp_path, model, config)
     again.fit()
-    assert again.resumed_at == (0, 1)
+    assert "Resuming from the checkpoint at train 1\n" in capsys.readouterr().out
     assert (tmp_path / "generated_text.txt").read_text(encoding="utf-8").strip()
 
 
