@@ -171,7 +171,8 @@ def _log_data(config: TrainConfig, data: TrainingData, device: torch.device, pre
     vocabulary = f"{size:,} tokens, {seen:,} of them in the text"
     log(f"Validation: {data.validation_characters:,} characters; vocabulary: {vocabulary}")
     log(f"Contamination: {data.contamination}")
-    data.contamination.warn()
+    if rank() == 0:
+        data.contamination.warn()
 
 
 def _write_model_files(config: TrainConfig, data: TrainingData, model: Decoder) -> None:
