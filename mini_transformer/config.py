@@ -135,7 +135,7 @@ class RunConfig:
     precision: str = option("auto", "auto: bfloat16 on GPUs that have it", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto: CUDA, MPS, then CPU", choices=("auto", "cpu", "cuda", "mps"), local=True)
     gpus: str | None = option(None, "ids of the GPUs to use: 0, 0,1 or all", metavar="ID", local=True)
-    nproc: int = option(0, "number of processes on this machine (0: one per GPU of `gpus`)", ge=0, le=1024, local=True)
+    nproc: int = option(0, "number of processes on this machine (0: one, or one per GPU)", ge=0, le=1024, local=True)
     parallel: str = option("auto", "auto: DDP while it fits", choices=("auto", "ddp", "fsdp"), local=True)
     rank_timeout: float = option(600.0, "seconds until a process that does not answer is lost", gt=0.0, local=True)
     tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)

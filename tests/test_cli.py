@@ -253,7 +253,14 @@ def test_nothing_heavy_is_loaded_for_help_and_errors() -> None:
 
 
 def test_an_interruption_is_one_line(call: Call, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # which nobody writes to: reading it waits
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    os.mkfifo(tmp_path / "pipe")
+
+    def interrupt() -> None:
+        with open(tmp_path / "pipe", "wb"):  # waits for the reader, who then waits for what is never written
+            os.kill(os.getpid(), signal.SIGINT)
+            over.wait(10)
+
+    over = threading.Event()
+    threading.Thread(target=interrupt).start()
     assert call("evaluate", "--data", tmp_path / "pipe") == (130, "", "evaluate: interrupted\n")
+    over.set()

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,16 @@ def test_one_two_and_four_processes_agree_over_200_steps(tmp_path: Path, dropout
         furthest = max(abs(one - other) for one, other in zip(losses(out), reference, strict=True))
         print(f"\ndropout {dropout}, {number} processes, {parallel}: at most {furthest:.6f} nats from one process")
         assert furthest < 2e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_each_gpu_has_a_process(tmp_path: Path, parallel: str) -> None:
+    """NCCL with as many ranks as there are GPUs, also with one; the losses are those of one plain process."""
+    count = str(torch.cuda.device_count())
+    flags = ["--device", "cuda", "--precision", "float32", "--batch-size", 8, "--max-iters", 20, "--eval-interval", 5]
+    assert run(tmp_path, *flags, "--gpus", 0, "--out-dir", "one")[0] == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+    code, _, err = run(tmp_path, *flags, "--out-dir", "all", "--parallel", parallel, launcher=launcher)
+    assert code == 0, err
+    assert losses(tmp_path / "all") == pytest.approx(losses(tmp_path / "one"), abs=2e-3)
