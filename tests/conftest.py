@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ FABLES = ROOT / "mini_transformer" / "text" / "corpus" / "fables.txt"
 TINY = "--n-layer 2 --n-embd 32 --n-head 2 --block-size 32 --batch-size 4 --dropout 0.1 --device cpu".split()  # noqa: SIM905
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background job of a shell begins with it ignored
 trainer.FINAL_TOKENS = 100  # of the text at the end of each run in this process, which few tests read
 
 

@@ -64,7 +64,7 @@ def peak_of_training(config: ModelConfig, rows: int, precision: torch.dtype) -> 
     ("layers", "width", "experts", "vocabulary", "rows"),
     [
         (4, 128, DENSE, SMALL, 4),
-        (4, 128, EXPERTS, LARGE, 4),
+        pytest.param(4, 128, EXPERTS, LARGE, 4, marks=pytest.mark.slow),
         (6, 192, EXPERTS, SMALL, 4),
         pytest.param(6, 192, DENSE, LARGE, 16, marks=pytest.mark.slow),
         pytest.param(4, 128, EXPERTS, SMALL, 16, marks=pytest.mark.slow),

@@ -131,7 +131,7 @@ def metrics(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_run_saves_says_so_and_continues(tmp_path: Path, number: signal.Signals) -> None:
     command = [ROOT / "train.py", "--data", FABLES, *TINY, "--out-dir", "out", "--max-iters", "100000"]
     process = spawn([*command, "--checkpoint-interval", "100000"], tmp_path)
