@@ -6,8 +6,10 @@ less the leading "model.".
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from mini_transformer.config import ModelConfig
+from mini_transformer.model import fused
 from mini_transformer.model.attention import Attention, KVCache
 from mini_transformer.model.dropout import RowDropout
 from mini_transformer.model.moe import MixtureOfExperts
@@ -26,15 +28,33 @@ class Block(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.mlp = MixtureOfExperts(config)
-        self.dropout = RowDropout(config.dropout)
+        self.attention_dropout, self.expert_dropout = RowDropout(config.dropout), RowDropout(config.dropout)
 
-    def forward(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        x_btc = x_btc + self.dropout(self.self_attn(self.input_layernorm(x_btc), rotary, cache))
-        return x_btc + self.dropout(self.mlp(self.post_attention_layernorm(x_btc)))
+    def forward(
+        self, x_btc: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None, fast: bool = False
+    ) -> Tensor:
+        if fast:
+            return self.fused(x_btc, rotary)
+        x_btc = x_btc + self.attention_dropout(self.self_attn(self.input_layernorm(x_btc), rotary, cache))
+        return x_btc + self.expert_dropout(self.mlp(self.post_attention_layernorm(x_btc)))
+
+    def fused(self, x_btc: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """The same without a cache, equal to rounding; see `model.fused`."""
+        attention, router, experts = self.self_attn, self.mlp.router, self.mlp.experts
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        weights = [parameter for projection in projections for parameter in (projection.weight, projection.bias)]
+        norm = self.input_layernorm
+        more = (rotary, attention.window, norm.eps, norm.weight, *weights, attention.sinks)
+        x_btc = fused.AttentionHalf.apply(x_btc, self.attention_dropout.mask(x_btc), *more)
+        norm = self.post_attention_layernorm
+        more = (norm.eps, router.experts_per_token, norm.weight, router.weight, router.bias, *experts.parameters())
+        x_btc, counts_e = fused.ExpertsHalf.apply(x_btc, self.expert_dropout.mask(x_btc), *more)
+        router.count(counts_e)
+        return x_btc
 
 
 class Decoder(nn.Module):
-    """The whole model: token ids (B, T) to logits (B, T, V)."""
+    """The whole model: token ids (B, T) to logits (B, T, V), or to the loss of targets (B, T)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,10 +92,11 @@ class Decoder(nn.Module):
             else:
                 parameter.normal_(std=0.02)
 
-    def forward(self, ids_bt: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V). With a cache, `ids_bt` are the tokens after those that it holds, and are added to it.
+    def forward(self, ids_bt: Tensor, cache: KVCache | None = None, targets_bt: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V); with targets (B, T), the sum of their -log p, in nats and float32, instead.
 
-        Raises `ValueError` if these are more tokens than the block size in all.
+        With a cache, `ids_bt` are the tokens after those that it holds, and are added to it. Raises `ValueError` if
+        these are more tokens than the block size in all.
         """
         start = cache.length if cache is not None else 0
         end = start + ids_bt.shape[1]
@@ -83,11 +104,19 @@ class Decoder(nn.Module):
             raise ValueError(f"{end} tokens do not fit a block of {self.config.block_size}")
         rotary = (self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end])
         x_btc = self.dropout(self.embed_tokens(ids_bt))
+        # whoever studies the model by hooks wants its logits
+        fast = (self.training or targets_bt is not None) and cache is None and fused.suits(x_btc)
         for block in self.layers:
-            x_btc = block(x_btc, rotary, cache)
+            x_btc = block(x_btc, rotary, cache, fast)
         if cache is not None:
             cache.length = end
-        return self.lm_head(self.norm(x_btc))
+        if targets_bt is None:
+            return self.lm_head(self.norm(x_btc))
+        if fast:
+            head = (self.norm.eps, self.norm.weight, self.lm_head.weight)
+            return fused.HeadLoss.apply(x_btc, targets_bt, *head)
+        logits_nv = self.lm_head(self.norm(x_btc)).float().flatten(0, 1)
+        return cross_entropy(logits_nv, targets_bt.flatten(), reduction="sum")
 
     def parameter_counts(self) -> tuple[int, int]:
         """Total parameters, and those active for each token (the chosen experts only)."""

@@ -3,6 +3,8 @@
 Axes: N tokens (batch and time in one), C channels, E experts, K chosen experts per token, F hidden size of an expert.
 """
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from mini_transformer.config import ModelConfig
 
 SWIGLU_ALPHA = 1.702  # fixed in GPT-OSS and in every reader of its checkpoints
 SWIGLU_LIMIT = 7.0
+_counting = threading.Lock()
 
 
 class Router(nn.Module):
@@ -34,9 +37,15 @@ class Router(nn.Module):
             logits_ne = torch.nn.functional.linear(x_nc.float(), self.weight.float(), self.bias.float())
         top_nk, chosen_nk = logits_ne.topk(self.experts_per_token, dim=-1)
         if self.training:
-            counts_e = torch.bincount(chosen_nk.flatten(), minlength=len(self.weight))
-            self.tokens_per_expert = counts_e if self.tokens_per_expert is None else self.tokens_per_expert + counts_e
+            self.count(torch.bincount(chosen_nk.flatten(), minlength=len(self.weight)))
         return top_nk.softmax(dim=-1), chosen_nk
+
+    def count(self, counts_e: Tensor) -> None:
+        """Add to `tokens_per_expert`, in training; several threads may."""
+        if not self.training:
+            return
+        with _counting:
+            self.tokens_per_expert = counts_e if self.tokens_per_expert is None else self.tokens_per_expert + counts_e
 
 
 def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -36,32 +36,48 @@ def sdpa_reference(
     return out.reshape(B, H, T, D), probabilities
 
 
-class _FlashWithSinks(torch.autograd.Function):
-    """PyTorch's CPU flash kernel, which also returns the log-sum-exp, with the sinks added in both directions.
+def flash_forward(
+    q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, bias_ts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """PyTorch's CPU flash kernel, causal where there is no bias, with the sinks added.
+
+    Returns the output (B, H, T, D) and the log-sum-exp (B, H, T), in float32 and that includes the sinks.
+    """
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_bhtd, k_bhsd, v_bhsd, 0.0, bias_ts is None, attn_mask=bias_ts
+    )
+    lse, sink = lse.view(q_bhtd.shape[:3]), sinks_h.float()[:, None]
+    return out.mul_(torch.sigmoid(lse - sink).unsqueeze(-1)), torch.logaddexp(lse, sink)
+
+
+def flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, sinks_h: Tensor, out: Tensor, lse: Tensor, bias_ts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v and the sinks, from what `flash_forward` took and returned.
 
     Autograd through o * sigmoid(lse - sink) would be silently wrong, since the kernel's lse carries no gradient. But
     the kernel's own backward is right when it is given the corrected output and the log-sum-exp that includes the sink.
     """
+    d_q, d_k, d_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, bias_ts is None, attn_mask=bias_ts
+    )
+    sink_probability = torch.exp(sinks_h.float()[:, None] - lse)
+    d_sinks = -(sink_probability * (grad * out).sum(-1, dtype=torch.float32)).sum((0, 2))
+    return d_q, d_k, d_v, d_sinks.to(sinks_h.dtype)
+
+
+class _FlashWithSinks(torch.autograd.Function):
+    """`flash_forward` for autograd."""
 
     @staticmethod
-    def forward(ctx, q, k, v, sinks_h, causal, mask):  # type: ignore[no-untyped-def]
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)
-        lse = lse.view(q.shape[:3])
-        sink = sinks_h.float()[:, None]
-        out = out * torch.sigmoid(lse - sink).unsqueeze(-1).to(out.dtype)
-        ctx.save_for_backward(q, k, v, sinks_h, out, torch.logaddexp(lse, sink), mask)
-        ctx.causal = causal
+    def forward(ctx, q, k, v, sinks_h, bias):  # type: ignore[no-untyped-def]
+        out, lse = flash_forward(q, k, v, sinks_h, bias)
+        ctx.save_for_backward(q, k, v, sinks_h, out, lse, bias)
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, sinks_h, out, lse, mask = ctx.saved_tensors
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, ctx.causal, attn_mask=mask
-        )
-        sink_probability = torch.exp(sinks_h.float()[:, None] - lse)
-        d_sinks = -(sink_probability * (grad * out).sum(-1, dtype=torch.float32)).sum((0, 2))
-        return dq, dk, dv, d_sinks.to(sinks_h.dtype), None, None
+        return *flash_backward(grad, *ctx.saved_tensors), None
 
 
 def sdpa_with_sink_key(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, bias_ts: Tensor) -> Tensor:
@@ -83,4 +99,4 @@ def sdpa_with_sinks(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Ten
     if q_bhtd.device.type != "cpu":
         return sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_bias(q_bhtd, S, window))
     bias_ts = sliding_window_bias(q_bhtd, S, window) if T < S or window < S else None
-    return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, bias_ts is None, bias_ts)
+    return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, bias_ts)

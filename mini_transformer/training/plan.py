@@ -15,6 +15,8 @@ from torch import nn
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.fused.experts import CHUNK
+from mini_transformer.model.fused.loss import LOGITS
 from mini_transformer.training.parallel import shard_axis
 
 FLOAT = 4  # bytes of float32: weights, gradients, moments, and all that the ranks exchange
@@ -77,9 +79,16 @@ def memory(
     adding_up = trained if parallel != "none" and micro_batches > 1 else 0
     tokens = micro_batch_size * config.block_size
     saved = activations(config, micro_batch_size, precision, device)
-    # at the end of the forward pass: logits, and the gradient on its way through the softmax. In the backward pass: the
-    # gradients of a layer's experts, each of them as large as all
-    working = max(8 * tokens * config.vocab_size, (2 if config.n_experts > 1 else 1) * FLOAT * layer)
+    if fused(precision, device):
+        # the gradients of a layer, what its experts hand on, what one of them works on; or the logits
+        passed_on = tokens * config.n_embd * (3 + config.experts_per_token)
+        last_layer = layer + passed_on + 5 * min(tokens, CHUNK) * config.expert_hidden
+        head = 2 * min(tokens * config.vocab_size, LOGITS) + 2 * tokens * config.n_embd
+        working = FLOAT * max(last_layer, head)
+    else:
+        # at the end of the forward pass: logits, and the gradient on its way through the softmax. In the backward pass:
+        # the gradients of a layer's experts, each of them as large as all
+        working = max(8 * tokens * config.vocab_size, (2 if config.n_experts > 1 else 1) * FLOAT * layer)
     copies = 2 * (whole - config.vocab_size * config.n_embd) if precision is torch.bfloat16 else 0  # of the matrices
     return Memory(
         weights=FLOAT * stored,
@@ -91,10 +100,24 @@ def memory(
     )
 
 
+def fused(precision: torch.dtype, device: str) -> bool:
+    """Whether `model.fused` computes the blocks."""
+    return device == "cpu" and precision is torch.float32
+
+
 def activations(config: ModelConfig, micro_batch_size: int, precision: torch.dtype, device: str) -> float:
     """Bytes that a forward pass keeps for the backward pass."""
     C, Q, V = config.n_embd, config.n_head * config.head_dim, config.vocab_size
     F, K, E, T = config.expert_hidden, config.experts_per_token, config.n_experts, config.block_size
+    if fused(precision, device):
+        mask, experts = C if config.dropout else 0, E > 1
+        attention = C + mask + 1 + 2 * Q + 2 * config.n_kv_head * config.head_dim + config.n_head
+        # gate, up and output of each chosen expert; its number, its row, the row's token, its weight
+        mixture = C + mask + 1 + K * (2 * F + (C + 7 if experts else 0))
+        per_token = config.n_layer * (attention + mixture) + mask + C
+        # the weights of q, k and v in one; the gradient of the head
+        kept = config.n_layer * C * (Q + 2 * config.n_kv_head * config.head_dim) + V * C
+        return FLOAT * (micro_batch_size * T * per_token + kept)
     size = 2 if precision is torch.bfloat16 else 4  # of a product; the residual stream and norms are float32
     mask = C if config.dropout else 0
     norm = 8 * C if device == "cpu" else 4 * C  # its input and, where the kernel is not fused, x / rms(x)

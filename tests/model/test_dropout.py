@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,7 +8,7 @@ from hypothesis import strategies as st
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.dropout import RowDropout, hashed_mask, seed_dropout
+from mini_transformer.model.dropout import RowDropout, drawn_mask, hashed_mask, seed_dropout
 
 
 def layers(fraction: float) -> torch.nn.Sequential:
@@ -46,11 +49,13 @@ def test_gradients_go_where_activations_went() -> None:
     assert torch.equal(x.grad, torch.where(out == 0, 0.0, 2.0))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("make", [drawn_mask, hashed_mask])
 @pytest.mark.parametrize("keep", [0.5, 0.8, 0.95])
-def test_the_hash_of_other_devices_is_as_random(keep: float) -> None:
+def test_masks_are_random_on_any_device(keep: float, make: Callable[[torch.Tensor, torch.Size, float], Any]) -> None:
     seeds = torch.tensor([1, 2, 3, 2**62 + 5])
-    mask = hashed_mask(seeds, torch.Size((4, 256, 512)), keep)
-    assert torch.equal(hashed_mask(seeds[1:2], torch.Size((1, 256, 512)), keep)[0], mask[1])
+    mask = make(seeds, torch.Size((4, 256, 512)), keep)
+    assert torch.equal(make(seeds[1:2], torch.Size((1, 256, 512)), keep)[0], mask[1])
+    assert torch.equal(make(seeds, torch.Size((4, 3, 5)), keep), mask.flatten(1)[:, :15].view(4, 3, 5))
     kept = mask.float()
     assert kept.mean((1, 2)).tolist() == pytest.approx([keep] * 4, abs=3e-3)
     assert kept.mean((0, 1)).std().item() == pytest.approx((keep * (1 - keep) / 1024) ** 0.5, rel=0.15)  # by channel
