@@ -5,11 +5,9 @@ import time
 
 import torch
 
-from mini_transformer.model.dropout import seed_dropout
 from mini_transformer.runtime import describe_device, log, rank, world_size
 from mini_transformer.training.metrics import duration
 from mini_transformer.training.optimizer import update_router_bias
-from mini_transformer.training.parallel import gradient_sync
 from mini_transformer.training.plan import flops_per_token, memory
 from mini_transformer.training.trainer import Trainer
 
@@ -79,9 +77,7 @@ def seconds_per_step(trainer: Trainer) -> float:
         if not times and not last:
             continue
         started = time.monotonic()
-        seed_dropout(trainer.model, (0,), range(size))
-        with gradient_sync(trainer.parallel, last=last):
-            trainer.loss_sum(trainer.parallel, ids, ids)[0].backward()
+        trainer.passes.backward((0,), range(size), ids, ids, 1, last)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
         seconds += times * (time.monotonic() - started)

@@ -11,7 +11,7 @@ import threading
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mini_transformer.config import Phase, SamplingConfig, TrainConfig
 from mini_transformer.data.prepare import TrainingData
@@ -21,7 +21,6 @@ from mini_transformer.files import replacing
 from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.dropout import seed_dropout
 from mini_transformer.runtime import log, rank, world_size
 from mini_transformer.training.averaging import averaged_weights
 from mini_transformer.training.checkpoint import Progress, State, save_tensors
@@ -32,11 +31,10 @@ from mini_transformer.training.optimizer import make_optimizer, update_router_bi
 from mini_transformer.training.parallel import (
     clip_gradients,
     gather,
-    gradient_scale,
-    gradient_sync,
     parallelise,
     snapshot,
 )
+from mini_transformer.training.passes import Passes
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
@@ -67,17 +65,19 @@ class Trainer:
         loss: Loss = cross_entropy_sum,
     ) -> None:
         self.config, self.data, self.model, self.folder = config, data, model, folder
-        self.precision, self.stop, self.loss = precision, stop, loss
+        self.precision, self.stop = precision, stop
         self.device = next(model.parameters()).device
         self.block_size, self.batch_size = model.config.block_size, config.optim.batch_size
         self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
-        fitting = max(1, CPU_TOKENS // self.block_size) if self.device.type == "cpu" else len(self.rows)
+        self.parallel = parallelise(model, parallel)
+        self.passes = Passes(model, self.parallel, precision, loss)
+        tokens = max(CPU_TOKENS, CPU_TOKENS * self.passes.threads // 2)
+        fitting = max(1, tokens // self.block_size) if self.device.type == "cpu" else len(self.rows)
         self.micro_batch_size = config.run.micro_batch_size or min(len(self.rows), fitting)
         # as many on each rank, for FSDP: where there is one row more, it goes along
         count, size = math.ceil(self.batch_size // world_size() / self.micro_batch_size), len(self.rows)
         self.micro_batches = [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
         self.validation_batch_size = config.run.micro_batch_size or fitting
-        self.parallel = parallelise(model, parallel)
         if self.parallel is not self.model:
             self._warm_up()
         self.optimizer = make_optimizer(model, config.optim)
@@ -168,11 +168,8 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for part in self.micro_batches:
             self.check_stop()
-            seed_dropout(self.model, seed, self.rows[part])
-            with gradient_sync(self.parallel, last=part is self.micro_batches[-1]):
-                loss = self.loss_sum(self.parallel, inputs_bt[part], targets_bt[part])[0] / count
-                (loss * gradient_scale(self.parallel)).backward()
-            total += loss.detach()
+            last = part is self.micro_batches[-1]
+            total += self.passes.backward(seed, self.rows[part], inputs_bt[part], targets_bt[part], count, last)
         self.check_stop(together=True)
         loss = sum_over_ranks(total)
         norm = clip_gradients(self.model, optim.grad_clip)
@@ -186,16 +183,9 @@ class Trainer:
         values = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
         return values | {"max_expert_load": update_router_bias(self.model, optim.balance_rate)}
 
-    def loss_sum(
-        self, model: nn.Module, inputs_bt: Tensor, targets_bt: Tensor, loss: Loss | None = None
-    ) -> tuple[Tensor, int]:
-        """A loss (by default the one that is trained) of a batch on the device and in the precision of the run."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
-            return (loss or self.loss)(model, inputs_bt.to(self.device), targets_bt.to(self.device))
-
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
         self.check_stop()
-        return self.loss_sum(self.model, inputs_bt, targets_bt, cross_entropy_sum)
+        return self.passes.loss_sum(self.model, inputs_bt, targets_bt, cross_entropy_sum)
 
     def _warm_up(self) -> None:
         """One pass that changes nothing.
@@ -204,7 +194,7 @@ class Trainer:
         goes on must not begin with another order.
         """
         block = torch.zeros((1, self.block_size), dtype=torch.int64)
-        self.loss_sum(self.parallel, block, block)[0].backward()
+        self.passes.loss_sum(self.parallel, block, block, cross_entropy_sum)[0].backward()
         self.model.zero_grad(set_to_none=True)
         update_router_bias(self.model, 0.0)
 

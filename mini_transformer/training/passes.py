@@ -1,0 +1,79 @@
+"""Forward and backward passes of micro-batches, on a CPU with a thread for each share of its rows.
+
+PyTorch divides each operation among its threads. Those of a small model are so short that threads wait for each other
+for much of the time; so here each thread takes its own rows through the whole model, and gradients are added up at the
+end, always in the same order.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.dropout import seed_dropout
+from mini_transformer.training.losses import Loss
+from mini_transformer.training.parallel import gradient_scale, gradient_sync
+
+SMALL = 2**24  # parameters: operations of larger models are long, and each thread needs gradients of its own
+
+
+class Passes:
+    """The passes of one model in the precision of a run."""
+
+    def __init__(self, model: Decoder, parallel: nn.Module, precision: torch.dtype, loss: Loss) -> None:
+        """`parallel`: the module whose forward pass trains the model on all ranks, or the model itself."""
+        self.model, self.parallel, self.precision, self.loss = model, parallel, precision, loss
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        alone = parallel is model and self.device.type == "cpu"
+        small = sum(p.numel() for p in self.parameters) <= SMALL
+        self.threads = torch.get_num_threads() if alone and small else 1
+        self.pool: ThreadPoolExecutor | None = None
+
+    def loss_sum(self, model: nn.Module, inputs_bt: Tensor, targets_bt: Tensor, loss: Loss) -> tuple[Tensor, int]:
+        """A loss of a batch, on the device and in the precision of the run; and the number of its predictions."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
+            return loss(model, inputs_bt.to(self.device), targets_bt.to(self.device))
+
+    def backward(
+        self, seed: Sequence[int], rows: Sequence[int], inputs_bt: Tensor, targets_bt: Tensor, count: int, last: bool
+    ) -> Tensor:
+        """Add the gradients of a micro-batch to those of the parameters; returns its loss, divided by `count`.
+
+        `seed` and `rows`, the numbers of the rows in the whole batch, decide what is dropped. Ranks exchange gradients
+        after the `last` micro-batch of a step.
+        """
+        if (shares := min(self.threads, len(rows))) > 1:
+            return self._in_threads(shares, seed, rows, inputs_bt, targets_bt, count)
+        seed_dropout(self.model, seed, rows)
+        with gradient_sync(self.parallel, last):
+            loss = self.loss_sum(self.parallel, inputs_bt, targets_bt, self.loss)[0] / count
+            (loss * gradient_scale(self.parallel)).backward()
+        return loss.detach()
+
+    def _in_threads(
+        self, shares: int, seed: Sequence[int], rows: Sequence[int], inputs_bt: Tensor, targets_bt: Tensor, count: int
+    ) -> Tensor:
+        def share(i: int) -> tuple[Tensor, list[Tensor]]:
+            part = slice(len(rows) * i // shares, len(rows) * (i + 1) // shares)
+            seed_dropout(self.model, seed, rows[part])
+            loss = self.loss_sum(self.model, inputs_bt[part], targets_bt[part], self.loss)[0] / count
+            return loss.detach(), list(torch.autograd.grad(loss, self.parameters))
+
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(self.threads - 1, "share", torch.set_num_threads, (1,))
+        torch.set_num_threads(1)
+        try:
+            others = [self.pool.submit(share, i) for i in range(1, shares)]
+            loss, gradients = share(0)
+            for other in others:
+                loss_there, gradients_there = other.result()
+                loss += loss_there
+                torch._foreach_add_(gradients, gradients_there)
+        finally:
+            torch.set_num_threads(self.threads)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return loss
