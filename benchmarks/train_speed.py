@@ -1,0 +1,203 @@
+"""Steps of training beside peers, in one run: tokens/s, the share of the machine's products, and peak memory.
+
+    python benchmarks/train_speed.py [--nanogpt CHECKOUT] [--shapes 4x128,4x192,24x512] [--repeats 5] [--json FILE]
+    python benchmarks/train_speed.py --memory [--nanogpt CHECKOUT] [--shapes 24x512]
+
+All ways have as many active parameters, the same vocabulary, batch and optimizer (AdamW, fused; gradients clipped), no
+dropout, float32, and take turns in one process. `transformers` comes with the dev extra; nanoGPT is a checkout of
+github.com/karpathy/nanoGPT, of which model.py is imported. With --memory each way makes two steps of a batch of 64 in a
+process of its own, whose largest resident size is shown.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mini_transformer.config import ModelConfig, OptimConfig
+from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.pretrained import config_to_json
+from mini_transformer.training.optimizer import make_optimizer, update_router_bias
+from mini_transformer.training.plan import flops_per_token
+
+BLOCK, VOCABULARY = 256, 128
+SHAPES = {"4x128": (4, 128, 4, 16), "4x192": (4, 192, 6, 16), "24x512": (24, 512, 8, 4)}  # layers, width, heads, batch
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(shape: str, experts: int) -> tuple[nn.Module, Loss]:
+    """Our model and its loss (the sum over tokens, divided by their number)."""
+    layers, width, heads, _ = SHAPES[shape]
+    config = ModelConfig(BLOCK, layers, width, heads, n_experts=experts, dropout=0.0).resolve(VOCABULARY)
+    model = Decoder(config)
+    return model, lambda x, y: model(x, targets_bt=y) / y.numel()
+
+
+def gpt_oss(shape: str, experts: str) -> tuple[nn.Module, Loss]:
+    """The same model by `transformers`, with random weights."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    layers, width, heads, _ = SHAPES[shape]
+    config = ModelConfig(BLOCK, layers, width, heads, dropout=0.0).resolve(VOCABULARY)
+    values = {k: v for k, v in config_to_json(config, 0, {}).items() if k not in ("architectures", "model_type")}
+    theirs = GptOssConfig(**values, attn_implementation="eager", experts_implementation=experts)
+    model = GptOssForCausalLM(theirs)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(model(x, use_cache=False).logits.flatten(0, 1), y.flatten())
+
+    return model, loss
+
+
+def nanogpt(shape: str, checkout: Path) -> tuple[nn.Module, Loss]:
+    """nanoGPT's model, without biases, as its training configuration has it."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt_model"] = module
+    spec.loader.exec_module(module)
+    layers, width, heads, _ = SHAPES[shape]
+    config = module.GPTConfig(BLOCK, VOCABULARY, layers, heads, width, dropout=0.0, bias=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = module.GPT(config)
+    return model, lambda x, y: model(x, y)[1]
+
+
+def ways(given: argparse.Namespace) -> dict[str, Callable[[str], tuple[nn.Module, Loss]]]:
+    """All that take part, by name."""
+    found: dict[str, Callable[[str], tuple[nn.Module, Loss]]] = {
+        "ours, 4 experts, 2 per token": lambda shape: ours(shape, 4),
+        "ours, dense": lambda shape: ours(shape, 1),
+    }
+    if not given.no_transformers:
+        found["transformers GptOss, eager experts"] = lambda shape: gpt_oss(shape, "eager")
+        found["transformers GptOss, grouped_mm experts"] = lambda shape: gpt_oss(shape, "grouped_mm")
+    if given.nanogpt:
+        found["nanoGPT"] = lambda shape: nanogpt(shape, given.nanogpt)
+    return found
+
+
+def make_step(shape: str, model: nn.Module, loss: Loss, batch: int) -> Callable[[], None]:
+    """One step of the optimizer on random tokens."""
+    optim = OptimConfig()
+    if isinstance(model, Decoder):
+        optimizer: torch.optim.Optimizer = make_optimizer(model, optim)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), betas=(optim.beta1, optim.beta2), fused=True)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    x, y = torch.randint(VOCABULARY, (2, batch, BLOCK))
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(x, y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
+        optimizer.step()
+        if isinstance(model, Decoder):
+            update_router_bias(model, optim.balance_rate)
+
+    return step
+
+
+def product_speed(width: int) -> float:
+    """Floating-point operations per second of a product of this width, float32, all threads."""
+    a, b = torch.randn(4096, width), torch.randn(width, 3 * width)
+    out = a @ b
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < 1:
+        torch.mm(a, b, out=out)
+        count += 1
+    return count * 2 * 4096 * 3 * width**2 / (time.perf_counter() - started)
+
+
+def compare(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
+    """Tokens/s of each way, in turns; prints the table of a shape."""
+    layers, width, _, batch = SHAPES[shape]
+    torch.manual_seed(0)
+    made = {name: make(shape) for name, make in ways(given).items()}
+    steps = {name: make_step(shape, *parts, batch) for name, parts in made.items()}
+    per_turn = max(1, 5 * 128 * 4 // (width * layers))
+    speeds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(given.repeats + 1):  # the first one warms up
+        for name, step in steps.items():
+            started = time.perf_counter()
+            for _ in range(per_turn):
+                step()
+            if turn:
+                speeds[name].append(per_turn * batch * BLOCK / (time.perf_counter() - started))
+    config = made["ours, 4 experts, 2 per token"][0].config
+    limit = product_speed(width) / flops_per_token(config)
+    base = statistics.median(speeds.get("nanoGPT") or speeds["ours, 4 experts, 2 per token"])
+    print(f"| {shape}, batch {batch} | tokens/s, median (range) | times {'nanoGPT' if given.nanogpt else 'ours'} |")
+    print("|---|---|---|")
+    for name, values in speeds.items():
+        middle = statistics.median(values)
+        print(f"| {name} | {middle:,.0f} ({min(values):,.0f} to {max(values):,.0f}) | {middle / base:.2f} |")
+    print(f"| what the products of ours alone would allow | {limit:,.0f} | {limit / base:.2f} |\n", flush=True)
+    return speeds
+
+
+def peak_memory(given: argparse.Namespace, shape: str) -> dict[str, float]:
+    """GB at the peak of two steps of 64 rows, each way in a process of its own; prints the table."""
+    print(f"| {shape}, batch 64 | peak memory, GB |\n|---|---|")
+    peaks = {}
+    for name in ways(given):
+        command = [sys.executable, __file__, "--memory", "--shapes", shape, "--one", name]
+        command += ["--nanogpt", str(given.nanogpt)] if given.nanogpt else []
+        result = subprocess.run(command, capture_output=True, text=True)
+        peaks[name] = float(result.stdout) if result.returncode == 0 else float("nan")
+        print(f"| {name} | {peaks[name]:.2f} |", flush=True)
+    print()
+    return peaks
+
+
+def one_peak(given: argparse.Namespace, shape: str) -> None:
+    """In the process of its own: print the peak in GB, less what the process has before."""
+    model, loss = ways(given)[given.one](shape)
+    step = make_step(shape, model, loss, 64)
+    for _ in range(2):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+
+
+def main() -> None:
+    """Print the tables and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
+    parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--shapes", default="", help="separated by commas")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    shapes = given.shapes.split(",") if given.shapes else ["24x512"] if given.memory else list(SHAPES)
+    if given.one:
+        return one_peak(given, shapes[0])
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(f"{machine}; {versions}; block {BLOCK}, vocabulary {VOCABULARY}; {given.repeats} repeats\n", flush=True)
+    results = {shape: (peak_memory if given.memory else compare)(given, shape) for shape in shapes}
+    if given.json:
+        kind = "peak_gb" if given.memory else "tokens_per_second"
+        given.json.write_text(json.dumps({"machine": machine, "versions": versions, kind: results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
