@@ -99,4 +99,6 @@ def sdpa_with_sinks(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Ten
     if q_bhtd.device.type != "cpu":
         return sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_bias(q_bhtd, S, window))
     bias_ts = sliding_window_bias(q_bhtd, S, window) if T < S or window < S else None
+    # the kernel takes the numbers of a head for neighbours in memory, which rotary leaves them, but for heads of two
+    q_bhtd, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_bhtd, k, v))
     return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, bias_ts)

@@ -26,6 +26,14 @@ def test_fast_attention_equals_the_reference_with_gradients(H: int, G: int, T: i
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_any_strides() -> None:
+    *qkv, sinks = inputs(1, 4, 4, 9, 2)
+    given = [*(x.detach().transpose(1, -1).contiguous().transpose(1, -1).requires_grad_() for x in qkv), sinks]
+    expected = results(lambda *a: sdpa_reference(*a)[0], given, 9)
+    for found, wanted in zip(results(sdpa_with_sinks, given, 9), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("T", "window"), [(5, 5), (33, 8)])
 def test_attention_of_other_devices_equals_the_reference_with_gradients(T: int, window: int) -> None:
     given = inputs(2, 4, 4, T, 16)
