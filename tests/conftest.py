@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import torch
 
 from mini_transformer import cli
 from mini_transformer.config import ModelConfig, SamplingConfig
-from mini_transformer.generation.engine import context_start, sample
+from mini_transformer.generation.engine import context_start
+from mini_transformer.generation.sampling import sample
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training import trainer
 
@@ -64,14 +66,14 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
 
 @torch.inference_mode()
 def generate_without_cache(
-    model: Decoder, prompt: list[int], sampling: SamplingConfig, generator: torch.Generator, suppress_tokens: list[int]
+    model: Decoder, prompt: list[int], sampling: SamplingConfig, generator: random.Random, suppress_tokens: list[int]
 ) -> Iterator[int]:
     """`generate_tokens`, computing the whole context again for each token: the reference."""
     tokens = list(prompt)
     while True:
         logits = model(torch.tensor([tokens[context_start(len(tokens), model.config.block_size) :]]))[0, -1]
         logits[suppress_tokens] = float("-inf")
-        tokens.append(sample(logits, sampling, generator))
+        tokens.append(sample(logits.numpy(), sampling, generator))
         yield tokens[-1]
 
 

@@ -4,38 +4,29 @@ When the context is full, its last half is kept, positions start again at zero, 
 """
 
 import math
+import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice, takewhile
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from mini_transformer.config import SamplingConfig
 from mini_transformer.errors import UserError
+from mini_transformer.generation.sampling import sample
+from mini_transformer.generation.single_row import SingleRow, fits
 from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import CONFIG, read_model, read_suppress_tokens
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 from mini_transformer.text.tokenizer import Tokenizer
 
-
-def sample(logits_v: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
-    """Draw one token id from logits (V,) on the CPU. Raises `UserError` if no token has a probability."""
-    if not torch.isfinite(logits_v.max()):  # NaN, or every token suppressed
-        raise UserError("the model gives no token a probability: its weights are damaged, or all tokens are suppressed")
-    if sampling.temperature == 0:
-        return int(logits_v.argmax())
-    scores, ids = logits_v.double().sort(descending=True, stable=True)
-    scores = (scores - scores[0]) / sampling.temperature  # the likeliest is 0, however small the temperature
-    if sampling.top_k:
-        scores, ids = scores[: sampling.top_k], ids[: sampling.top_k]
-    probabilities = scores.softmax(-1)
-    if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities  # sum over all likelier tokens: the first one always stays
-        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+# what decides whether numba pays, in seconds: to load it, and what it saves for each token
+LOADING, SAVED_PER_LAYER, SAVED_PER_WEIGHT = 1.0, 3e-5, 5e-11
 
 
 def context_start(tokens: int, block_size: int) -> int:
@@ -44,24 +35,51 @@ def context_start(tokens: int, block_size: int) -> int:
     return max(0, math.ceil((tokens - block_size) / step)) * step
 
 
-@torch.inference_mode()
+def single_row(model: Decoder, cache: KVCache, tokens: int) -> SingleRow | None:
+    """What takes the step of one token in place of the model in a text of so many tokens; None where nothing fits."""
+    if not fits(model):
+        return None
+    config, weights = model.config, model.parameter_counts()[1]
+    if tokens * (config.n_layer * SAVED_PER_LAYER + weights * SAVED_PER_WEIGHT) >= LOADING and find_spec("numba"):
+        try:
+            from mini_transformer.generation.compiled import CompiledRow
+
+            return CompiledRow(model, cache)
+        except Exception as error:  # numba on a machine that we have not seen; everything can be written without it
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"numba does not compile the step, NumPy takes it ({reason})", file=sys.stderr)
+    return SingleRow(model, cache)
+
+
 def generate_tokens(
-    model: Decoder, prompt: list[int], sampling: SamplingConfig, generator: torch.Generator, suppress_tokens: list[int]
+    model: Decoder,
+    prompt: list[int],
+    sampling: SamplingConfig,
+    generator: random.Random,
+    suppress_tokens: list[int],
+    max_new_tokens: int = 0,
 ) -> Iterator[int]:
     """Token ids that continue a prompt of one or more, without end; never those of `suppress_tokens`.
 
-    `generator` is on the CPU. Raises `UserError` if there is no token to draw.
+    `max_new_tokens`: how many will be taken, where that is known; it decides what is worth preparing. Raises
+    `UserError` if there is no token to draw.
     """
-    block_size, device = model.config.block_size, next(model.parameters()).device
+    block_size, parameter = model.config.block_size, next(model.parameters())
     tokens, start = list(prompt), 0
-    cache = KVCache(model.config, 1, device, next(model.parameters()).dtype)
+    cache = KVCache(model.config, 1, parameter.device, parameter.dtype)
+    row = single_row(model, cache, max_new_tokens)
+    suppressed = np.array(suppress_tokens, dtype=np.intp)
     while True:
         previous, start = start, context_start(len(tokens), block_size)
         if start != previous:
             cache.length = 0
-        unread = torch.tensor([tokens[start + cache.length :]], device=device)
-        logits_v = model(unread, cache)[0, -1].float().cpu()
-        logits_v[suppress_tokens] = float("-inf")
+        unread = tokens[start + cache.length :]
+        if row is not None and len(unread) == 1:
+            logits_v = row.step(unread[0])
+        else:  # a prompt, or a context that is filled anew: many tokens at once are the model's strength
+            with torch.inference_mode():
+                logits_v = model(torch.tensor([unread], device=parameter.device), cache)[0, -1].float().cpu().numpy()
+        logits_v[suppressed] = -np.inf
         tokens.append(sample(logits_v, sampling, generator))
         yield tokens[-1]
 
@@ -97,7 +115,7 @@ class Engine:
         """
         eot_id = self.tokenizer.eot_id
         ids = [eot_id, *self.tokenizer.encode(prompt).tolist()]
-        endless = generate_tokens(self.model, ids, sampling, torch.Generator().manual_seed(seed), self.suppress_tokens)
+        endless = generate_tokens(self.model, ids, sampling, random.Random(seed), self.suppress_tokens, max_new_tokens)
         tokens: Iterator[int] = islice(endless, max_new_tokens)
         if stop_at_end:
             tokens = takewhile(lambda token: token != eot_id, tokens)

@@ -1,3 +1,4 @@
+import random
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ def tokens(model: Decoder, prompt: list[int], count: int, **settings: object) ->
         model,
         prompt,
         sampling,  # type: ignore[arg-type]
-        torch.Generator().manual_seed(5),
+        random.Random(5),
         settings.pop("suppress_tokens", []),  # type: ignore[arg-type]
         **settings,  # type: ignore[arg-type]
     )

@@ -1,0 +1,164 @@
+"""Writing one text on a CPU in float32: tokens per second by each way, beside `transformers` and the memory's limit.
+
+    python benchmarks/generate_speed.py [--repeats 5] [--shapes 4x128 4x192 24x512] [--json FILE]
+
+Random weights, 4 experts, 2 per token, 1,024 tokens in the vocabulary. Every way writes as many tokens within the
+block, from one token on, drawn at temperature 0.8; the ways take turns. "long text" is what the engine writes in three
+blocks, whose context is filled anew four times. The limit is the time of reading as many bytes as a step reads weights,
+with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba; llama.cpp is not here,
+since there is no GGUF export yet.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mini_transformer.config import ModelConfig, SamplingConfig
+from mini_transformer.generation.engine import generate_tokens
+from mini_transformer.generation.sampling import sample
+from mini_transformer.generation.single_row import SingleRow
+from mini_transformer.model.attention import KVCache
+from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.pretrained import export_weights, write_config, write_weights
+
+VOCABULARY, SAMPLING = 1024, SamplingConfig(0.8)
+Way = Callable[[int], object]  # writes so many tokens
+
+
+def new_cache(model: Decoder) -> KVCache:
+    """An empty cache for one row."""
+    return KVCache(model.config, 1, torch.device("cpu"), torch.float32)
+
+
+def with_model(model: Decoder) -> Way:
+    """The model's own step, and the same sampling."""
+
+    @torch.inference_mode()
+    def write(tokens: int) -> None:
+        token, cache, generator = 0, new_cache(model), random.Random(1)
+        for _ in range(tokens):
+            token = sample(model(torch.tensor([[token]]), cache)[0, -1].numpy(), SAMPLING, generator)
+
+    return write
+
+
+def with_row(row: SingleRow) -> Way:
+    """A step that takes the model's place."""
+
+    def write(tokens: int) -> None:
+        token, generator = 0, random.Random(1)
+        row.cache.length = 0
+        for _ in range(tokens):
+            token = sample(row.step(token), SAMPLING, generator)
+
+    return write
+
+
+def with_transformers(folder: Path) -> Way:
+    """The exported folder in `transformers`."""
+    from transformers import GptOssForCausalLM
+
+    model = GptOssForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    prompt = torch.zeros((1, 1), dtype=torch.int64)
+    settings = {"do_sample": True, "temperature": SAMPLING.temperature, "top_k": 0, "suppress_tokens": None}
+
+    def write(tokens: int) -> None:
+        model.generate(prompt, min_new_tokens=tokens, max_new_tokens=tokens, eos_token_id=None, **settings)
+
+    return write
+
+
+def reading(size: int) -> Way:
+    """Reading `size` bytes for each token, in as many threads as torch has."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)
+    parts: list[NDArray[np.float32]] = [np.ones(size // 4 // threads, np.float32) for _ in range(threads)]
+    return lambda tokens: [list(pool.map(np.max, parts)) for _ in range(tokens)]
+
+
+def sampling_only(model: Decoder) -> Way:
+    """Drawing tokens from logits that are there."""
+    logits_v, generator = SingleRow(model, new_cache(model)).step(0), random.Random(1)
+    return lambda tokens: [sample(logits_v, SAMPLING, generator) for _ in range(tokens)]
+
+
+def long_text(model: Decoder, expected: int) -> Way:
+    """As a user gets it: `expected` tokens decide between NumPy and numba."""
+    return lambda tokens: list(islice(generate_tokens(model, [0], SAMPLING, random.Random(1), [], expected), tokens))
+
+
+def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
+    """Tokens per second of each way, several times."""
+    layers, width = map(int, shape.split("x"))
+    torch.manual_seed(1)
+    model = Decoder(ModelConfig(n_layer=layers, n_embd=width, n_head=max(4, width // 64)).resolve(VOCABULARY)).eval()
+    write_weights(folder, export_weights(model.state_dict()))
+    write_config(folder, model.config, 0, [], {})
+    embedding = model.embed_tokens.weight.numel()
+    size = 4 * (model.parameter_counts()[1] - embedding)
+    ways: dict[str, tuple[Way, int]] = {  # and how many tokens it writes
+        "limit": (reading(size), 100),
+        "transformers": (with_transformers(folder), 40),
+        "model": (with_model(model), 100),
+        "NumPy": (with_row(SingleRow(model, new_cache(model))), 200),
+        "NumPy, long text": (long_text(model, 0), 3 * model.config.block_size),
+        "sampling": (sampling_only(model), 200),
+    }
+    if find_spec("numba"):
+        from mini_transformer.generation.compiled import CompiledRow
+
+        ways["numba"] = (with_row(CompiledRow(model, new_cache(model))), 200)
+        ways["numba, long text"] = (long_text(model, 10**9), 3 * model.config.block_size)
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for repeat in range(repeats + 1):
+        for name, (way, tokens) in ways.items():
+            start = time.perf_counter()
+            way(tokens)
+            if repeat:  # the first warms up
+                speeds[name].append(tokens / (time.perf_counter() - start))
+    print(
+        f"\n{shape}: a step reads {size / 1e6:.1f} MB\n\n| | tokens/s, median (range) | of the limit |\n|---|---|---|"
+    )
+    limit = statistics.median(speeds["limit"])
+    for name, values in speeds.items():
+        middle = statistics.median(values)
+        print(
+            f"| {name} | {middle:,.0f} ({min(values):,.0f} to {max(values):,.0f}) | {middle / limit:.0%} |", flush=True
+        )
+    return speeds
+
+
+def main() -> None:
+    """Print the tables and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--shapes", nargs="+", default=["4x128", "4x192", "24x512"], metavar="LAYERSxWIDTH")
+    parser.add_argument("--json", type=Path, default=Path("generate_speed.json"))
+    given = parser.parse_args()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}"
+    print(f"{machine}; {versions}; {torch.get_num_threads()} threads; {given.repeats} repeats")
+    speeds = {}
+    for shape in given.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            speeds[shape] = measure(shape, given.repeats, Path(folder))
+    result = {"machine": machine, "versions": versions, "tokens_per_second": speeds}
+    given.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The step without a dispatcher, in NumPy and compiled, against the model."""
+
+import dataclasses
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig, SamplingConfig
+from mini_transformer.generation.engine import generate_tokens, single_row
+from mini_transformer.generation.single_row import SingleRow
+from mini_transformer.model.attention import KVCache
+from mini_transformer.model.decoder import Decoder
+from tests.conftest import ROOT, generate_without_cache
+
+TOKENS = {"numpy": 1, "numba": 10**9}  # the length of a text for which the engine takes each
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+both = pytest.mark.parametrize("way", ["numpy", pytest.param("numba", marks=needs_numba)])
+VOCABULARY = 40
+SMALL = ModelConfig(n_layer=2, n_embd=32, n_head=4, block_size=12, expert_hidden=24, dropout=0.1)
+CASES = {
+    "as trained": SMALL,
+    "grouped heads, sliding window": dataclasses.replace(SMALL, n_kv_head=2, sliding_window=5),
+    "one key/value head, window of one": dataclasses.replace(SMALL, n_kv_head=1, sliding_window=1),
+    "dense": dataclasses.replace(SMALL, n_experts=1),
+    "all experts": dataclasses.replace(SMALL, n_experts=3, experts_per_token=3),
+    "tied": dataclasses.replace(SMALL, tie_embeddings=True),
+    "yarn": dataclasses.replace(SMALL, rope=RopeConfig(factor=4.0, original_context=6)),
+    "heads of two": dataclasses.replace(SMALL, n_head=6, n_embd=12),
+    "heads wider than the model": dataclasses.replace(SMALL, head_dim=20, layer_types=(FULL, SLIDING)),
+}
+
+
+def random_model(config: ModelConfig, std: float = 0.3, seed: int = 1) -> Decoder:
+    """With weights so large that clamps and sinks matter."""
+    torch.manual_seed(seed)
+    model = Decoder(config.resolve(VOCABULARY)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+def make(way: str, model: Decoder) -> SingleRow:
+    row = single_row(model, KVCache(model.config, 1, torch.device("cpu"), torch.float32), TOKENS[way])
+    assert row is not None
+    assert type(row).__name__ == {"numpy": "SingleRow", "numba": "CompiledRow"}[way]
+    return row
+
+
+def assert_equal_logits(way: str, model: Decoder, prefilled: int = 0) -> None:
+    """At each position of a block, of which the model itself reads the first few tokens."""
+    size = model.config.block_size
+    ids = torch.randint(VOCABULARY, (1, size))
+    row = make(way, model)
+    with torch.inference_mode():
+        expected = model(ids)[0]
+        if prefilled:
+            model(ids[:, :prefilled], row.cache)
+    found = torch.stack([torch.from_numpy(row.step(int(i)).copy()) for i in ids[0, prefilled:]])
+    torch.testing.assert_close(found, expected[prefilled:], rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert row.cache.length == size
+
+
+@both
+@pytest.mark.parametrize("prefilled", [0, 5])
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_the_models(way: str, case: str, prefilled: int) -> None:
+    assert_equal_logits(way, random_model(CASES[case]), prefilled)
+
+
+@both
+def test_so_they_do_where_everything_is_clamped_and_exp_overflows(way: str) -> None:
+    assert_equal_logits(way, random_model(SMALL, std=4.0))
+
+
+@both
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_logits_of_any_shape(way: str, data: st.DataObject) -> None:
+    def draw(least: int, most: int) -> int:
+        return data.draw(st.integers(least, most))
+
+    groups, experts, layers = draw(1, 3), draw(1, 5), draw(1, 3)
+    config = ModelConfig(
+        block_size=draw(2, 9),
+        n_layer=layers,
+        n_embd=4 * draw(1, 9),
+        n_head=groups * draw(1, 3),
+        n_kv_head=groups,
+        head_dim=2 * draw(1, 5),
+        n_experts=experts,
+        experts_per_token=draw(1, experts),
+        expert_hidden=draw(1, 20),
+        sliding_window=draw(1, 9),
+        layer_types=tuple(data.draw(st.sampled_from((SLIDING, FULL))) for _ in range(layers)),
+        tie_embeddings=data.draw(st.booleans()),
+    )
+    assert_equal_logits(way, random_model(config, seed=draw(0, 9)), draw(0, 1))
+
+
+@both
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_texts_equal_the_uncached_ones_past_the_block(way: str, temperature: float) -> None:
+    model, sampling = random_model(CASES["grouped heads, sliding window"]), SamplingConfig(temperature)
+    for prompt in ([3], [i * 7 % VOCABULARY for i in range(30)]):
+        found = generate_tokens(model, prompt, sampling, random.Random(5), [2, 9], TOKENS[way])
+        expected = generate_without_cache(model, prompt, sampling, random.Random(5), [2, 9])
+        assert list(islice(found, 60)) == list(islice(expected, 60))
+
+
+@both
+def test_changed_weights_are_seen_by_the_next_text(way: str) -> None:
+    model, sampling = random_model(SMALL), SamplingConfig(0)
+
+    def text(generate: Callable[..., object], *more: int) -> list[int]:
+        return list(islice(generate(model, [1], sampling, random.Random(0), [], *more), 20))  # type: ignore[call-overload]
+
+    before = text(generate_tokens, TOKENS[way])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.8).add_(0.05)
+    after = text(generate_tokens, TOKENS[way])
+    assert before != after == text(generate_without_cache)
+
+
+def test_other_models_take_their_own_step() -> None:
+    cache = KVCache(SMALL.resolve(VOCABULARY), 1, torch.device("cpu"), torch.float32)
+    assert single_row(random_model(SMALL).bfloat16(), cache, 1) is None
+    assert single_row(random_model(SMALL).train(), cache, 1) is None  # dropout
+    tokens = generate_tokens(random_model(SMALL).bfloat16(), [1], SamplingConfig(0), random.Random(0), [])
+    assert len(list(islice(tokens, 30))) == 30
+
+
+def test_a_numba_that_does_not_work_is_named_and_numpy_writes(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise RuntimeError('no compiler here\\nsecond line')\n")
+    words = ["--model-dir", trained, "--max-new-tokens", "20000", "--seed", "1", "--device", "cpu"]
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; from mini_transformer.cli import run; "
+    code += "sys.exit(run('generate'))"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0
+    assert done.stderr == "numba does not compile the step, NumPy takes it (RuntimeError: no compiler here)\n"
+    assert len(done.stdout) >= 20000
