@@ -3,10 +3,10 @@
     python benchmarks/generate_speed.py [--repeats 5] [--shapes 4x128 4x192 24x512] [--json FILE]
 
 Random weights, 4 experts, 2 per token, 1,024 tokens in the vocabulary. Every way writes as many tokens within the
-block, from one token on, drawn at temperature 0.8; the ways take turns. "long text" is what the engine writes in three
-blocks, whose context is filled anew four times. The limit is the time of reading as many bytes as a step reads weights,
-with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba; llama.cpp is not here,
-since there is no GGUF export yet.
+block, from one token on, drawn at temperature 0.8; the ways take turns. "without end" is what the engine writes while
+its context is filled anew once in half a block. The limit is the time of reading as many bytes as a step reads
+weights, with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba; llama.cpp is
+not here, since there is no GGUF export yet.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mini_transformer.config import ModelConfig, SamplingConfig
 from mini_transformer.generation.engine import generate_tokens
@@ -36,7 +35,14 @@ from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import export_weights, write_config, write_weights
 
 VOCABULARY, SAMPLING = 1024, SamplingConfig(0.8)
-Way = Callable[[int], object]  # writes so many tokens
+Way = Callable[[int], float]  # the seconds for so many tokens
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def new_cache(model: Decoder) -> KVCache:
@@ -53,7 +59,7 @@ def with_model(model: Decoder) -> Way:
         for _ in range(tokens):
             token = sample(model(torch.tensor([[token]]), cache)[0, -1].numpy(), SAMPLING, generator)
 
-    return write
+    return lambda tokens: seconds(lambda: write(tokens))
 
 
 def with_row(row: SingleRow) -> Way:
@@ -65,13 +71,15 @@ def with_row(row: SingleRow) -> Way:
         for _ in range(tokens):
             token = sample(row.step(token), SAMPLING, generator)
 
-    return write
+    return lambda tokens: seconds(lambda: write(tokens))
 
 
 def with_transformers(folder: Path) -> Way:
     """The exported folder in `transformers`."""
     from transformers import GptOssForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = GptOssForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     prompt = torch.zeros((1, 1), dtype=torch.int64)
     settings = {"do_sample": True, "temperature": SAMPLING.temperature, "top_k": 0, "suppress_tokens": None}
@@ -79,26 +87,38 @@ def with_transformers(folder: Path) -> Way:
     def write(tokens: int) -> None:
         model.generate(prompt, min_new_tokens=tokens, max_new_tokens=tokens, eos_token_id=None, **settings)
 
-    return write
+    return lambda tokens: seconds(lambda: write(tokens))
 
 
 def reading(size: int) -> Way:
-    """Reading `size` bytes for each token, in as many threads as torch has."""
+    """Reading `size` bytes for each token, in as many threads as torch has, by the faster of two functions."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads)
-    parts: list[NDArray[np.float32]] = [np.ones(size // 4 // threads, np.float32) for _ in range(threads)]
-    return lambda tokens: [list(pool.map(np.max, parts)) for _ in range(tokens)]
+    parts = [np.ones(size // 4 // threads, np.float32) for _ in range(threads)]
+
+    def read(function: Callable[..., object], tokens: int) -> None:
+        for _ in range(tokens):
+            list(pool.map(function, parts))
+
+    return lambda tokens: min(seconds(lambda: read(function, tokens)) for function in (np.max, np.sum))  # noqa: B023
 
 
-def sampling_only(model: Decoder) -> Way:
+def sampling_alone(model: Decoder) -> Way:
     """Drawing tokens from logits that are there."""
     logits_v, generator = SingleRow(model, new_cache(model)).step(0), random.Random(1)
-    return lambda tokens: [sample(logits_v, SAMPLING, generator) for _ in range(tokens)]
+    return lambda tokens: seconds(lambda: [sample(logits_v, SAMPLING, generator) for _ in range(tokens)])
 
 
-def long_text(model: Decoder, expected: int) -> Way:
-    """As a user gets it: `expected` tokens decide between NumPy and numba."""
-    return lambda tokens: list(islice(generate_tokens(model, [0], SAMPLING, random.Random(1), [], expected), tokens))
+def without_end(model: Decoder, expected: int) -> Way:
+    """The engine, from the middle of a block's last half on; `expected` tokens decide between NumPy and numba."""
+    prompt = [0] * (model.config.block_size * 3 // 4)
+
+    def write(tokens: int) -> float:
+        stream = generate_tokens(model, prompt, SAMPLING, random.Random(1), [], expected)
+        next(stream)
+        return seconds(lambda: list(islice(stream, tokens)))
+
+    return write
 
 
 def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
@@ -108,37 +128,36 @@ def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
     model = Decoder(ModelConfig(n_layer=layers, n_embd=width, n_head=max(4, width // 64)).resolve(VOCABULARY)).eval()
     write_weights(folder, export_weights(model.state_dict()))
     write_config(folder, model.config, 0, [], {})
-    embedding = model.embed_tokens.weight.numel()
-    size = 4 * (model.parameter_counts()[1] - embedding)
+    size = 4 * (model.parameter_counts()[1] - model.embed_tokens.weight.numel())  # of the embedding one row is read
+    few, many = (20, 40) if size > 1e8 else (100, 200)
+    half = model.config.block_size // 2
     ways: dict[str, tuple[Way, int]] = {  # and how many tokens it writes
-        "limit": (reading(size), 100),
-        "transformers": (with_transformers(folder), 40),
-        "model": (with_model(model), 100),
-        "NumPy": (with_row(SingleRow(model, new_cache(model))), 200),
-        "NumPy, long text": (long_text(model, 0), 3 * model.config.block_size),
-        "sampling": (sampling_only(model), 200),
+        "limit": (reading(size), few),
+        "transformers": (with_transformers(folder), few),
+        "model": (with_model(model), few),
+        "NumPy": (with_row(SingleRow(model, new_cache(model))), many),
+        "NumPy, without end": (without_end(model, 0), half),
+        "sampling alone": (sampling_alone(model), many),
     }
     if find_spec("numba"):
         from mini_transformer.generation.compiled import CompiledRow
 
-        ways["numba"] = (with_row(CompiledRow(model, new_cache(model))), 200)
-        ways["numba, long text"] = (long_text(model, 10**9), 3 * model.config.block_size)
+        ways["numba"] = (with_row(CompiledRow(model, new_cache(model))), many)
+        ways["numba, without end"] = (without_end(model, 10**9), half)
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(repeats + 1):
         for name, (way, tokens) in ways.items():
-            start = time.perf_counter()
-            way(tokens)
+            time.sleep(0.2)  # until the threads of the way before no longer spin
+            speed = tokens / way(tokens)
             if repeat:  # the first warms up
-                speeds[name].append(tokens / (time.perf_counter() - start))
+                speeds[name].append(speed)
     print(
         f"\n{shape}: a step reads {size / 1e6:.1f} MB\n\n| | tokens/s, median (range) | of the limit |\n|---|---|---|"
     )
     limit = statistics.median(speeds["limit"])
     for name, values in speeds.items():
-        middle = statistics.median(values)
-        print(
-            f"| {name} | {middle:,.0f} ({min(values):,.0f} to {max(values):,.0f}) | {middle / limit:.0%} |", flush=True
-        )
+        middle, spread = statistics.median(values), f"{min(values):,.0f} to {max(values):,.0f}"
+        print(f"| {name} | {middle:,.0f} ({spread}) | {middle / limit:.0%} |", flush=True)
     return speeds
 
 

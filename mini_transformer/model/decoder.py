@@ -4,9 +4,12 @@ Axes: B batch, T tokens, C channels, V vocabulary. Parameter names are those of 
 less the leading "model.".
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model import fused
@@ -66,8 +69,9 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.compute_rotary()
-        self.initialise()
+        if not self.lm_head.weight.is_meta:
+            self.compute_rotary()
+            self.initialise()
 
     def compute_rotary(self) -> None:
         """Fill the tables of the rotary positions, which are no weights: a model made on the meta device lacks them."""
@@ -124,3 +128,18 @@ class Decoder(nn.Module):
         experts = sum(p.numel() for name, p in self.named_parameters() if ".experts." in name)
         inactive = experts * (self.config.n_experts - self.config.experts_per_token) // self.config.n_experts
         return total, total - inactive
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Skips `torch.nn.init`: random values on the meta device load PyTorch's compiler, which takes a second or two."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor")
+        return func(*args, **(kwargs or {}))
+
+
+def meta_decoder(config: ModelConfig) -> Decoder:
+    """A decoder of shapes without values, whatever its size; `compute_rotary` is to be called once it has weights."""
+    with torch.device("meta"), _NoInitialValues():
+        return Decoder(config)

@@ -19,7 +19,7 @@ from mini_transformer import __version__
 from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import disk_error, read_json, replacing, write_json
-from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.decoder import Decoder, meta_decoder
 from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
@@ -218,8 +218,7 @@ def read_model(folder: Path, device: torch.device) -> Decoder:
     if config.n_layer > len(tensors):
         raise UserError(f"{folder / WEIGHTS}: holds no {config.n_layer} layers, as {CONFIG} says")
     try:
-        with torch.device("meta"):  # shapes only: the file's tensors become the weights
-            model = Decoder(config)
+        model = meta_decoder(config)  # the file's tensors become the weights
     except RuntimeError:
         raise UserError(f"{folder / CONFIG}: sizes too large for any tensor; {WEIGHTS} cannot hold them") from None
     import_weights(model, tensors, str(folder / WEIGHTS), assign=True)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mini_transformer.config import ModelConfig
-from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.decoder import Decoder, meta_decoder
 from mini_transformer.model.fused.experts import CHUNK
 from mini_transformer.model.fused.loss import LOGITS
 from mini_transformer.training.parallel import shard_axis
@@ -42,8 +42,7 @@ class Memory:
 @cache
 def meta_model(config: ModelConfig) -> Decoder:
     """A model with shapes and no values, to count with; any size costs nothing."""
-    with torch.device("meta"):
-        return Decoder(config)
+    return meta_decoder(config)
 
 
 def shard_size(module: nn.Module, ranks: int) -> int:
