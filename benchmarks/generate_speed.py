@@ -129,7 +129,7 @@ def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
     write_weights(folder, export_weights(model.state_dict()))
     write_config(folder, model.config, 0, [], {})
     size = 4 * (model.parameter_counts()[1] - model.embed_tokens.weight.numel())  # of the embedding one row is read
-    few, many = (20, 40) if size > 1e8 else (100, 200)
+    few, many = (20, 40) if size > 1e8 else (200, 250)
     half = model.config.block_size // 2
     ways: dict[str, tuple[Way, int]] = {  # and how many tokens it writes
         "limit": (reading(size), few),
@@ -145,12 +145,10 @@ def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
         ways["numba"] = (with_row(CompiledRow(model, new_cache(model))), many)
         ways["numba, without end"] = (without_end(model, 10**9), half)
     speeds: dict[str, list[float]] = {way: [] for way in ways}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for name, (way, tokens) in ways.items():
-            time.sleep(0.2)  # until the threads of the way before no longer spin
-            speed = tokens / way(tokens)
-            if repeat:  # the first warms up
-                speeds[name].append(speed)
+            way(tokens)  # to warm up, while the threads of the way before end their spinning
+            speeds[name].append(tokens / way(tokens))
     print(
         f"\n{shape}: a step reads {size / 1e6:.1f} MB\n\n| | tokens/s, median (range) | of the limit |\n|---|---|---|"
     )

@@ -139,12 +139,33 @@ def test_other_models_take_their_own_step() -> None:
     assert len(list(islice(tokens, 30))) == 30
 
 
+def written(trained: Path, path: Path, then: str = "") -> tuple[str, str]:
+    """What a process of its own writes, with `path` in front of all others, on standard output and error."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(path)!r}, {str(ROOT)!r}]
+from itertools import islice
+from pathlib import Path
+import torch
+from mini_transformer.config import SamplingConfig
+from mini_transformer.generation.engine import Engine
+engine = Engine.load(Path({str(trained)!r}), torch.device("cpu"))
+print("".join(islice(engine.generate("Un renard", 10**9, SamplingConfig(), 1), 20)))
+{then}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
 def test_a_numba_that_does_not_work_is_named_and_numpy_writes(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise RuntimeError('no compiler here\\nsecond line')\n")
-    words = ["--model-dir", trained, "--max-new-tokens", "20000", "--seed", "1", "--device", "cpu"]
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; from mini_transformer.cli import run; "
-    code += "sys.exit(run('generate'))"
-    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, encoding="utf-8")
-    assert done.returncode == 0
-    assert done.stderr == "numba does not compile the step, NumPy takes it (RuntimeError: no compiler here)\n"
-    assert len(done.stdout) >= 20000
+    text, errors = written(trained, tmp_path)
+    assert errors == "numba does not compile the step, NumPy takes it (RuntimeError: no compiler here)\n"
+    assert len(text) >= 20
+
+
+def test_writing_loads_nothing_heavy_but_torch(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError\n")
+    heavy = {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "datasets", "pyarrow", "openai", "transformers"}
+    assert written(trained, tmp_path, f"print({heavy} & set(sys.modules))")[0].endswith("\nset()\n")
