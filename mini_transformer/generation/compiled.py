@@ -3,6 +3,8 @@
 Axes as in `single_row`.
 """
 
+import math
+
 import numba
 import numpy as np
 import torch
@@ -12,12 +14,24 @@ from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
 
+LOG2_E, LN_2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
+C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(i)) for i in range(2, 8))  # of the series of e^x
 ALPHA, LIMIT, ONE = np.float32(SWIGLU_ALPHA), np.float32(SWIGLU_LIMIT), np.float32(1)
 SPLIT_FROM = 1 << 18  # numbers of a matrix that is worth waking the other threads
 MAX_THREADS = 8  # more have not been tried
 # sums may be reordered, as they must be for vectors; infinities and NaN stay what they are
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 jit = numba.njit(**OPTIONS)
+
+
+@jit
+def exp(x):
+    """e^x to rounding, x cut at ±87: of operations that the compiler turns into vectors, as it cannot a library's."""
+    x = min(max(x, np.float32(-87)), np.float32(87))
+    n = np.floor(x * LOG2_E + np.float32(0.5))
+    r = x - n * LN_2  # within ±ln(2) / 2
+    power = ONE + r * (ONE + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * (C6 + r * C7))))))
+    return power * np.int32((np.int32(n) + 127) << 23).view(np.float32)  # times 2^n, by its bits
 
 
 @jit
@@ -98,9 +112,9 @@ def attend(q_d, k_sd, v_sd, sink, scores, out):
             score += q_d[i] * k_sd[s, i]
         scores[s] = score
         top = max(top, score)
-    total = np.exp(sink - top)
+    total = exp(sink - top)
     for s in range(count):
-        scores[s] = np.exp(scores[s] - top)
+        scores[s] = exp(scores[s] - top)
         total += scores[s]
     out[:] = 0
     add_rows(scores[:count], v_sd, out)
@@ -118,7 +132,7 @@ def route(logits, chosen, weights):
             if e not in chosen[:k] and (best < 0 or logits[e] > logits[best]):
                 best = e
         chosen[k] = best
-        weights[k] = np.exp(logits[best] - logits[chosen[0]])
+        weights[k] = exp(logits[best] - logits[chosen[0]])
         total += weights[k]
     weights /= total
 
@@ -130,7 +144,7 @@ def swiglu(gate_up, hidden):
     for i in range(half):
         gate = min(gate_up[i], LIMIT)
         up = max(min(gate_up[half + i], LIMIT), -LIMIT)
-        hidden[i] = (up + ONE) * gate / (ONE + np.exp(-ALPHA * gate))
+        hidden[i] = (up + ONE) * gate / (ONE + exp(-ALPHA * gate))
 
 
 @numba.njit(cache=True, **OPTIONS)
