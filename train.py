@@ -1,8 +1,6 @@
 """Train a model: the same as `mini-transformer train`. `python train.py --help` lists the flags."""
 
-import sys
-
-from mini_transformer.cli import run
+from mini_transformer.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("train"))
+    leave(run("train"))

@@ -4,7 +4,7 @@
     python benchmarks/train_speed.py --memory [--nanogpt CHECKOUT] [--shapes 24x512]
 
 All ways have as many active parameters, the same vocabulary, batch and optimizer (AdamW, fused; gradients clipped), no
-dropout, float32, and take turns in one process. `transformers` comes with the dev extra; nanoGPT is a checkout of
+dropout, float32, and take turns in one process. Ours goes through the passes of the trainer. `transformers` comes with the dev extra; nanoGPT is a checkout of
 github.com/karpathy/nanoGPT, of which model.py is imported. With --memory each way makes two steps of a batch of 64 in a
 process of its own, whose largest resident size is shown.
 """
@@ -31,7 +31,9 @@ from torch.nn.functional import cross_entropy
 from mini_transformer.config import ModelConfig, OptimConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import config_to_json
+from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
+from mini_transformer.training.passes import Passes
 from mini_transformer.training.plan import flops_per_token
 
 BLOCK, VOCABULARY = 256, 128
@@ -40,11 +42,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(shape: str, experts: int) -> tuple[nn.Module, Loss]:
-    """Our model and its loss (the sum over tokens, divided by their number)."""
+    """Our model and its loss."""
     layers, width, heads, _ = SHAPES[shape]
     config = ModelConfig(BLOCK, layers, width, heads, n_experts=experts, dropout=0.0).resolve(VOCABULARY)
     model = Decoder(config)
-    return model, lambda x, y: model(x, targets_bt=y) / y.numel()
+    return model, lambda x, y: cross_entropy_sum(model, x, y)[0] / y.numel()
 
 
 def gpt_oss(shape: str, experts: str) -> tuple[nn.Module, Loss]:
@@ -103,10 +105,14 @@ def make_step(shape: str, model: nn.Module, loss: Loss, batch: int) -> Callable[
         group["lr"] = 1e-4
     x, y = torch.randint(VOCABULARY, (2, batch, BLOCK))
     model.train()
+    passes = Passes(model, model, torch.float32, cross_entropy_sum) if isinstance(model, Decoder) else None
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss(x, y).backward()
+        if passes:
+            passes.backward((0,), range(batch), x, y, y.numel(), True)
+        else:
+            loss(x, y).backward()
         nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
         optimizer.step()
         if isinstance(model, Decoder):

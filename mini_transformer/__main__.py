@@ -1,7 +1,5 @@
 """`python -m mini_transformer COMMAND ...`, the same as the installed command `mini-transformer`."""
 
-import sys
+from mini_transformer.cli import leave, main
 
-from mini_transformer.cli import main
-
-sys.exit(main())
+leave(main())
