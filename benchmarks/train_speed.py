@@ -4,9 +4,9 @@
     python benchmarks/train_speed.py --memory [--nanogpt CHECKOUT] [--shapes 24x512]
 
 All ways have as many active parameters, the same vocabulary, batch and optimizer (AdamW, fused; gradients clipped), no
-dropout, float32, and take turns in one process. Ours goes through the passes of the trainer. `transformers` comes with the dev extra; nanoGPT is a checkout of
-github.com/karpathy/nanoGPT, of which model.py is imported. With --memory each way makes two steps of a batch of 64 in a
-process of its own, whose largest resident size is shown.
+dropout, float32, and take turns in one process. Ours goes through the passes of the trainer. `transformers` comes with
+the dev extra; nanoGPT is a checkout of github.com/karpathy/nanoGPT, of which model.py is imported. With --memory each
+way makes two steps of a batch of 64 in a process of its own, whose largest resident size is shown.
 """
 
 import argparse
