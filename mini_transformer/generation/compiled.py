@@ -200,7 +200,8 @@ class CompiledRow(SingleRow):
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
         super().__init__(model, cache)
-        threads = min(MAX_THREADS, torch.get_num_threads(), numba.get_num_threads())
+        torch_threads = torch.get_num_threads()
+        threads = min(MAX_THREADS, torch_threads, numba.get_num_threads())
         self.logits = np.empty(model.config.vocab_size, np.float32)
         matrices = (m for layer in self.layers for m in (layer.qkv, layer.out, layer.gate_up, self.lm_head))
         widest = max(matrix.shape[-1] for matrix in matrices)
@@ -212,6 +213,7 @@ class CompiledRow(SingleRow):
         self.x.fill(0)
         self._add_layer(0)
         self._read_logits()
+        torch.set_num_threads(torch_threads)  # numba, as it starts, sets the number for all that use OpenMP
         if threads > 1 and numba.threading_layer() == "workqueue":  # its threads wake too slowly to gain anything
             self.sums = self.sums[:1]
 

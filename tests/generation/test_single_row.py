@@ -1,6 +1,7 @@
 """The step without a dispatcher, in NumPy and compiled, against the model."""
 
 import dataclasses
+import os
 import random
 import subprocess
 import sys
@@ -169,3 +170,15 @@ def test_writing_loads_nothing_heavy_but_torch(trained: Path, tmp_path: Path) ->
     (tmp_path / "numba.py").write_text("raise ImportError\n")
     heavy = {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "datasets", "pyarrow", "openai", "transformers"}
     assert written(trained, tmp_path, f"print({heavy} & set(sys.modules))")[0].endswith("\nset()\n")
+
+
+@needs_numba
+def test_numba_leaves_torch_its_number_of_threads() -> None:
+    """On which the bytes of a training depend, whose samples it may write."""
+    code = """if True:
+        import torch
+        from tests.generation.test_single_row import SMALL, make, random_model
+        make("numba", random_model(SMALL)).step(0)
+        assert torch.get_num_threads() == 1"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert not subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment).returncode
