@@ -17,6 +17,7 @@ from mini_transformer.training.losses import Loss
 from mini_transformer.training.parallel import gradient_scale, gradient_sync
 
 SMALL = 2**24  # parameters: operations of larger models are long, and each thread needs gradients of its own
+SHARE = 1024  # tokens for a thread: with fewer, threads wait for Python, which runs one at a time
 
 
 class Passes:
@@ -45,7 +46,7 @@ class Passes:
         `seed` and `rows`, the numbers of the rows in the whole batch, decide what is dropped. Ranks exchange gradients
         after the `last` micro-batch of a step.
         """
-        if (shares := min(self.threads, len(rows))) > 1:
+        if (shares := min(self.threads, len(rows), inputs_bt.numel() // SHARE)) > 1:
             return self._in_threads(shares, seed, rows, inputs_bt, targets_bt, count)
         seed_dropout(self.model, seed, rows)
         with gradient_sync(self.parallel, last):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.training import passes
 from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import routers
 from mini_transformer.training.passes import Passes
@@ -16,7 +17,8 @@ ROWS = range(4, 11)
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(passes, "SHARE", 1)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -25,11 +27,11 @@ def threads() -> Iterator[None]:
 def gradients(model: Decoder, threads: int, precision: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """The loss, the tokens that experts got, and all gradients, of two micro-batches."""
     torch.set_num_threads(threads)
-    passes = Passes(model, model, precision, cross_entropy_sum)
-    assert passes.threads == threads
+    of_model = Passes(model, model, precision, cross_entropy_sum)
+    assert of_model.threads == threads
     ids = torch.arange(len(ROWS) * 16).view(-1, 16) % 50
     parts = (slice(0, 5), slice(5, 7))
-    losses = [passes.backward((1, 2), ROWS[part], ids[part], ids[part], ids.numel(), True) for part in parts]
+    losses = [of_model.backward((1, 2), ROWS[part], ids[part], ids[part], ids.numel(), True) for part in parts]
     counts = [router.tokens_per_expert for router in routers(model)]
     found = (torch.stack(losses).sum(), *counts, *(p.grad for p in model.parameters() if p.grad is not None))
     for router in routers(model):
