@@ -40,7 +40,8 @@ def describe_memory(trainer: Trainer, parallel: str) -> str:
     """The memory of a rank in words, in one unit."""
     shape, device = trainer.model.config, trainer.device.type
     size, micro_batches = trainer.micro_batch_size, len(trainer.micro_batches)
-    need = memory(shape, size, micro_batches, world_size(), parallel, trainer.precision, device)
+    shares = trainer.passes.shares(size, trainer.block_size)
+    need = memory(shape, size, micro_batches, world_size(), parallel, trainer.precision, device, shares)
     unit, name = (1e9, "GB") if need.total >= 1e9 else (1e6, "MB")
     parts = ", ".join(f"{key.replace('_', ' ')} {size / unit:.2g}" for key, size in vars(need).items() if size)
     where = f" in each of {world_size()} processes ({parallel.upper()})" if world_size() > 1 else ""

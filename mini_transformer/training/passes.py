@@ -33,6 +33,10 @@ class Passes:
         self.threads = torch.get_num_threads() if alone and small else 1
         self.pool: ThreadPoolExecutor | None = None
 
+    def shares(self, rows: int, tokens: int) -> int:
+        """How many threads take part in a micro-batch of so many rows, each of so many tokens."""
+        return max(1, min(self.threads, rows, rows * tokens // SHARE))
+
     def loss_sum(self, model: nn.Module, inputs_bt: Tensor, targets_bt: Tensor, loss: Loss) -> tuple[Tensor, int]:
         """A loss of a batch, on the device and in the precision of the run; and the number of its predictions."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
@@ -46,7 +50,7 @@ class Passes:
         `seed` and `rows`, the numbers of the rows in the whole batch, decide what is dropped. Ranks exchange gradients
         after the `last` micro-batch of a step.
         """
-        if (shares := min(self.threads, len(rows), inputs_bt.numel() // SHARE)) > 1:
+        if (shares := self.shares(*inputs_bt.shape)) > 1:
             return self._in_threads(shares, seed, rows, inputs_bt, targets_bt, count)
         seed_dropout(self.model, seed, rows)
         with gradient_sync(self.parallel, last):

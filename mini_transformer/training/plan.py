@@ -62,8 +62,12 @@ def memory(
     parallel: str = "none",
     precision: torch.dtype = torch.float32,
     device: str = "cpu",
+    shares: int = 1,
 ) -> Memory:
-    """The memory of one rank that computes so many micro-batches per step; `config` is a resolved one."""
+    """The memory of one rank that computes so many micro-batches per step; `config` is a resolved one.
+
+    `shares`: the threads that take part in a micro-batch, each with gradients of its own.
+    """
     model = meta_model(config)
     whole = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -75,7 +79,7 @@ def memory(
         # embeddings and head stay whole for all of the step; a layer, the one fetched ahead, and a gradient sent off
         gathered = whole - config.n_layer * layer + 3 * layer
     # without an exchange after each micro-batch, gradients add up whole, beside DDP's buckets or FSDP's parts
-    adding_up = trained if parallel != "none" and micro_batches > 1 else 0
+    adding_up = trained if parallel != "none" and micro_batches > 1 else trained * (shares - 1)
     tokens = micro_batch_size * config.block_size
     saved = activations(config, micro_batch_size, precision, device)
     if fused(precision, device):
