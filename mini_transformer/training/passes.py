@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.dropout import seed_dropout
@@ -28,7 +29,7 @@ class Passes:
         self.model, self.parallel, self.precision, self.loss = model, parallel, precision, loss
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        alone = parallel is model and self.device.type == "cpu"
+        alone = parallel is model and not isinstance(model, FSDPModule) and self.device.type == "cpu"
         small = sum(p.numel() for p in self.parameters) <= SMALL
         self.threads = torch.get_num_threads() if alone and small else 1
         self.pool: ThreadPoolExecutor | None = None

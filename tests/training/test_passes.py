@@ -4,13 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training import passes
 from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import routers
+from mini_transformer.training.parallel import parallelise
 from mini_transformer.training.passes import Passes
 
 ROWS = range(4, 11)
@@ -63,3 +66,17 @@ def test_an_error_in_a_thread_is_raised() -> None:
     with pytest.raises(IndexError):
         Passes(model, model, torch.float32, cross_entropy_sum).backward((0,), range(3), ids, ids, 1, True)
     assert torch.get_num_threads() == 3
+
+
+def test_ranks_of_fsdp_do_not_share_rows_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread would find gradients that no rank exchanges."""
+    torch.set_num_threads(3)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = Decoder(ModelConfig(block_size=16, n_layer=1, n_embd=32, n_head=2, dropout=0.0).resolve(50))
+        parallel = parallelise(model, "fsdp")
+        assert Passes(model, parallel, torch.float32, cross_entropy_sum).threads == 1
+    finally:
+        dist.destroy_process_group()
