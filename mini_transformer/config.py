@@ -125,6 +125,9 @@ class RunConfig:
     val_data: Path | None = option(None, "validation text (default: a tenth of --data)", metavar="FILE", local=True)
     encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
     seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
+    max_minutes: float = option(
+        0.0, "train for as many iterations as fit so many minutes, start and end included", ge=0.0, le=1e6
+    )
     eval_interval: int = option(100, "evaluate every N iterations", ge=1)
     eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)
     sample_interval: int = option(500, "write a sample every N iterations (0: never)", ge=0, free=True)

@@ -23,11 +23,11 @@ def announce(trainer: Trainer, parallel: str) -> None:
     log(f"Model: {total:,} parameters, {active:,} of them active for each token")
     log(f"Memory: {describe_memory(trainer, parallel)}")
     per_iteration = trainer.batch_size * trainer.block_size
-    for data in trainer.data.phases:
-        iters, tokens = data.phase.iters, data.phase.iters * per_iteration
+    for phase, data in zip(trainer.config.phases, trainer.data.phases, strict=True):
+        iters, tokens = phase.iters, phase.iters * per_iteration
         length = f"{iters:,} iteration{'s' * (iters > 1)} of {per_iteration:,} tokens"
         epochs = tokens / data.batches.epoch_tokens
-        log(f"Plan, {data.phase.name}: {length}: {amount(tokens)}, {epochs:,.{1 if epochs >= 1 else 3}f} epochs")
+        log(f"Plan, {phase.name}: {length}: {amount(tokens)}, {epochs:,.{1 if epochs >= 1 else 3}f} epochs")
     if (seconds := expected_seconds(trainer)) is None:
         return
     log(f"Time: about {duration(seconds)} for the whole run on {describe_device(trainer.device)}")

@@ -183,6 +183,12 @@ class Trainer:
         values = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
         return values | {"max_expert_load": update_router_bias(self.model, optim.balance_rate)}
 
+    def validation_loss(self) -> float:
+        """The loss of the model as it is on the validation text, in nats per token (all ranks)."""
+        size = self.validation_batch_size
+        max_batches = math.ceil(self.config.run.eval_iters * self.batch_size / size)
+        return validate(self._validation_loss_sum, self.data.validation, size, self.block_size, max_batches)
+
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
         self.check_stop()
         return self.passes.loss_sum(self.model, inputs_bt, targets_bt, cross_entropy_sum)
@@ -206,10 +212,8 @@ class Trainer:
     def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""
         run, progress, i = self.config.run, self.progress, self.progress.iteration
-        size = self.validation_batch_size
-        max_batches = math.ceil(run.eval_iters * self.batch_size / size)
         with averaged_weights(self.model):
-            loss = validate(self._validation_loss_sum, self.data.validation, size, self.block_size, max_batches)
+            loss = self.validation_loss()
             if not math.isfinite(loss):
                 raise UserError(f"iteration {i} of phase {self.phase.name}: the validation loss is {loss}")
             is_best = loss < progress.best_loss
