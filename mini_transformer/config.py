@@ -110,6 +110,7 @@ class TextConfig:
     # free: tokenizers are compared by their fingerprints, not by their names
     tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
     vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=2**24)
+    val_fraction: float = option(0.1, "fraction of --data that is held out without --val-data", gt=0.0, le=0.5)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)
     max_unreadable: int = option(100, "maximum number of records without readable text to leave out", ge=0, free=True)
@@ -122,7 +123,7 @@ class RunConfig:
     """Where and how the run goes."""
 
     out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR", local=True)
-    val_data: Path | None = option(None, "validation text (default: a tenth of --data)", metavar="FILE", local=True)
+    val_data: Path | None = option(None, "validation text (default: part of --data)", metavar="FILE", local=True)
     encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
     seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
     max_minutes: float = option(

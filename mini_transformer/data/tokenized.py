@@ -78,7 +78,7 @@ def tokenize(corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokenizer) -> Toke
         files = _write(tokens, table, pieces, tokenizer)
         return _split(corpus, _store(tokens.getbuffer(), table.getbuffer(), tokenizer, files), tokenizer)
     assert corpus.survey is not None
-    key = digest(FORMAT, corpus.survey.fingerprint, corpus.cut, tokenizer.fingerprint)
+    key = digest(FORMAT, corpus.survey.fingerprint, corpus.cut, corpus.every, tokenizer.fingerprint)
     folder = corpus.cache.folder / "tokens" / key
     found = _read(folder, tokenizer)
     if found is not None:

@@ -182,7 +182,7 @@ def test_it_is_found_again_and_a_changed_source_is_noticed(tmp_path: Path, capsy
     fingerprints = []
     for content in ("a" * 10, "b" * 10):
         moved.write_text(content)
-        corpus = Corpus(Sources([moved], ReaderConfig()), "all", cache, 0)
+        corpus = Corpus(Sources([moved], ReaderConfig()), 1.0, cache, 0)
         assert corpus.survey is None
         list(corpus.read())
         fingerprints.append(corpus.fingerprint())
