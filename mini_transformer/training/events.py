@@ -45,7 +45,7 @@ class EventLog:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """One line of metrics, at once: a kill loses nothing that a checkpoint may rely on."""
-        for name in values.keys() - {"phase", "iteration"}:
+        for name in values.keys() - {"phase", "iteration", "expert_load"}:
             self._writer.add_scalar(name, values[name], self._step(values))
         self._writer.flush()
 

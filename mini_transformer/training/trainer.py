@@ -9,6 +9,7 @@ import math
 import statistics
 import threading
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ class Trainer:
                 self._write_metrics(**values, tokens_per_second=speed)
                 seconds = []
 
-    def train_step(self) -> dict[str, float]:
+    def train_step(self) -> dict[str, Any]:
         """One step of the optimizer on one batch; returns its metrics. If it raises, no weight has changed."""
         phase, optim, i = self.phase, self.config.optim, self.progress.iteration
         seed = (self.config.run.seed, self.progress.phase, i)
@@ -180,8 +181,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        values = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
-        return values | {"max_expert_load": update_router_bias(self.model, optim.balance_rate)}
+        values: dict[str, Any] = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
+        if load := update_router_bias(self.model, optim.balance_rate):
+            values |= {"max_expert_load": max(map(max, load)), "expert_load": load}
+        return values
 
     def validation_loss(self) -> float:
         """The loss of the model as it is on the validation text, in nats per token (all ranks)."""
@@ -238,7 +241,7 @@ class Trainer:
             advice = "the weights of then are kept. More text, more dropout or fewer iterations would help"
             self.metrics.log(f"  overfitting: validation has not improved since iteration {best_here}; {advice}")
 
-    def _write_metrics(self, **values: float) -> None:
+    def _write_metrics(self, **values: Any) -> None:
         self.metrics.write(phase=self.phase.name, iteration=self.progress.iteration, **values)
 
     def sample_text(self, tokens: int) -> str:
