@@ -131,6 +131,7 @@ class RunConfig:
     )
     eval_interval: int = option(100, "evaluate every N iterations", ge=1)
     eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)
+    early_stop: int = option(0, "end a phase after N evaluations without improvement (0: never)", ge=0)
     sample_interval: int = option(500, "write a sample every N iterations (0: never)", ge=0, free=True)
     checkpoint_interval: int = option(100, "save a checkpoint every N iterations", ge=1, free=True)
     keep: int = option(2, "number of newest checkpoints to keep while a run lasts", ge=1, free=True)

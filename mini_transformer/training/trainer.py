@@ -29,12 +29,7 @@ from mini_transformer.training.distributed import any_rank, from_rank_zero, laun
 from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.metrics import MetricsLogger
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
-from mini_transformer.training.parallel import (
-    clip_gradients,
-    gather,
-    parallelise,
-    snapshot,
-)
+from mini_transformer.training.parallel import clip_gradients, gather, parallelise, snapshot
 from mini_transformer.training.passes import Passes
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
@@ -136,7 +131,7 @@ class Trainer:
             if run.sample_interval and i % run.sample_interval == 0 and 0 < i < iters:
                 self.metrics.sample(self.sample_text(SAMPLE_TOKENS), self.phase.name, i)
 
-            if i == iters:
+            if i == iters or 0 < run.early_stop <= self._evaluations_since_best():
                 self._save()  # whatever it takes
                 self.folder.checkpoints.wait()
                 break
@@ -234,12 +229,18 @@ class Trainer:
             f"({bits:.3f} bits per character{', best' if is_best else ''}){self.metrics.remaining(i)}"
         )
         self._write_metrics(val_loss=loss, bits_per_character=bits)
-        best_here = progress.best_step[1] if progress.best_step[0] == progress.phase else 0
-        late = i - best_here >= PATIENCE * run.eval_interval
-        if late and not progress.overfitting_warned:
+        stale = self._evaluations_since_best()
+        if stale >= PATIENCE and not progress.overfitting_warned:
             progress.overfitting_warned = True
+            since = i - stale * run.eval_interval
             advice = "the weights of then are kept. More text, more dropout or fewer iterations would help"
-            self.metrics.log(f"  overfitting: validation has not improved since iteration {best_here}; {advice}")
+            self.metrics.log(f"  overfitting: validation has not improved since iteration {since}; {advice}")
+
+    def _evaluations_since_best(self) -> int:
+        """How many evaluations of this phase did not improve on the best one."""
+        progress = self.progress
+        best = progress.best_step[1] if progress.best_step[0] == progress.phase else 0
+        return (progress.iteration - best) // self.config.run.eval_interval
 
     def _write_metrics(self, **values: Any) -> None:
         self.metrics.write(phase=self.phase.name, iteration=self.progress.iteration, **values)
