@@ -145,7 +145,7 @@ class RunConfig:
     rank_timeout: float = option(600.0, "seconds until a process that does not answer is lost", gt=0.0, local=True)
     tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
     overwrite: bool = option(False, "replace a run that the folder holds", local=True)
-    init_from: Path | None = option(None, "folder of a model to start from", metavar="DIR", local=True)
+    init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
     fork: Path | None = option(
         None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True
     )

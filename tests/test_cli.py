@@ -58,7 +58,7 @@ TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
             ["--data", FABLES, "--tokenizer", "CHAR", "--vocab-size", 300],
             "--vocab-size: goes with --tokenizer bpe, not char",
         ),
-        (["--data", FABLES, "--preset", "huge"], "--recipe: 'huge' is no recipe; there are laptop, mission, tiny"),
+        (["--data", FABLES, "--preset", "huge"], "--recipe: 'huge' is no recipe; there are base, fables-10min, finetune, laptop, mission, tiny"),
         (["--data", FABLES, "--recipe", "tinny"], "--recipe: 'tinny' is no recipe; did you mean tiny?"),
         (["--data", FABLES, "--recipe", "none.toml"], "none.toml: No such file"),
         (["--data", FABLES, "--n_layer", 5], "--n_layer: unknown flag; did you mean --n-layer?"),

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, name
@@ -56,9 +57,12 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
                 "`recipe`: it is the record of a run from a model's weights; name its folder as `init_from`"
             )
         return config
+    from mini_transformer.model.pretrained import model_folder
     from mini_transformer.training.initialisation import start_from
 
-    return start_from(config.run.init_from, config, given, recipe.settings)
+    folder = model_folder(config.run.init_from)
+    config = replace(config, run=replace(config.run, init_from=folder))
+    return start_from(folder, config, given, recipe.settings)
 
 
 def split_weight(word: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from mini_transformer.model.decoder import Decoder, meta_decoder
 from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+BASE = Path(__file__).parent.parent / "base"  # the model that comes with the package; see docs/base.md
 FORMAT = 1  # of our own metadata; raised when an older version could no longer read the folder
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # all of them are <|endoftext|>
 MAX_BLOCK_SIZE = 2**20
@@ -201,6 +202,11 @@ def write_config(
     write_json(folder / CONFIG, config_to_json(config, eot_id, metadata))
     generation = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 400, "suppress_tokens": suppress_tokens}
     write_json(folder / GENERATION, {**dict.fromkeys(SPECIAL_TOKENS, eot_id), **generation})
+
+
+def model_folder(name: Path) -> Path:
+    """The folder of a model: `base` is the one of the package, unless there is a folder of that name."""
+    return BASE if name == Path("base") and not name.exists() else name
 
 
 def read_model(folder: Path, device: torch.device) -> Decoder:
