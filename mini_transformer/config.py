@@ -16,7 +16,7 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-MIN_VOCAB_SIZE = 257  # each byte and the end token
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 2**20  # each byte and the end token; four times what large models have
 DEFAULT_VOCAB_SIZE = 4096
 TRAINABLE_TOKENIZERS = ("char", "bpe")  # the tokenizers that are made from the text
 _LIMITS = {"ge": (ge, "small: at least"), "gt": (gt, "small: it must be above"), "le": (le, "large: at most")}
@@ -109,7 +109,7 @@ class TextConfig:
 
     # free: tokenizers are compared by their fingerprints, not by their names
     tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
-    vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=2**24)
+    vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=MAX_VOCAB_SIZE)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)
     max_unreadable: int = option(100, "maximum number of records without readable text to leave out", ge=0, free=True)
