@@ -64,6 +64,15 @@ def read(folder: Path) -> dict[str, set[str]]:
     return sums
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a list, and the files on it as they are listed."""
+    try:
+        sums = read(folder)
+        return bool(sums) and all(sha256(folder / name) in listed for name, listed in sums.items())
+    except (UserError, OSError, ValueError):
+        return False
+
+
 def check(path: Path) -> None:
     """Raises `UserError` if a file is listed with other hashes, or listed and missing."""
     listed = read(path.parent).get(path.name)

@@ -20,7 +20,8 @@ MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 2**20  # each byte and the end token; four
 DEFAULT_VOCAB_SIZE = 4096
 TRAINABLE_TOKENIZERS = ("char", "bpe")  # the tokenizers that are made from the text
 _LIMITS = {"ge": (ge, "small: at least"), "gt": (gt, "small: it must be above"), "le": (le, "large: at most")}
-_ITERS, _LR, _WEIGHTS = {"ge": 1, "le": 10**8 - 1}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
+MAX_ITERS = 10**8 - 1
+_ITERS, _LR, _WEIGHTS = {"ge": 1, "le": MAX_ITERS}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
