@@ -175,7 +175,7 @@ def _tokenize(
     training = [corpus for corpus in corpora if corpus.mode != "all"]
     prints = [[c.fingerprint(validation=True) for c in validation], [c.fingerprint() for c in training]]
     is_cached, key = any(corpus.is_cached for corpus in training), digest(RUN, MAX_RUNS, prints)
-    known = cache.find("contamination", key, {"shared": int, "runs": int}) if is_cached else None
+    known = cache.find("contamination", key, ["shared", "runs"]) if is_cached else None
     for corpus in validation:
         if known is None and not corpus.sources.reads:
             deque(_read(corpus, check), maxlen=0)
