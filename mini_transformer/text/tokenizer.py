@@ -36,6 +36,8 @@ PRE_TOKENIZER_PATTERN = (
     r"\s+(?!\S)|"
     r"\s+"
 )
+# Runs that are cut while BPE is learned, in a time quadratic in the longest word; text that people read has none.
+LONG_RUNS = pre_tokenizers.Split(tokenizers.Regex(r"\w{500}|[^\w\s]{500}|\s{500}"), behavior="isolated")
 # The printable character that represents each of the 256 bytes in a byte-level BPE (GPT-2's table).
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # ! to ~, ¡ to ¬, ® to ÿ
 _OTHERS = iter(range(256, 512))
@@ -133,7 +135,10 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
         )
+        pre_tokenizer = backend.pre_tokenizer
+        backend.pre_tokenizer = pre_tokenizers.Sequence([LONG_RUNS, pre_tokenizer])  # type: ignore[assignment]
         backend.train_from_iterator(map(check_unicode, texts), trainer)
+        backend.pre_tokenizer = pre_tokenizer
         return cls(backend)
 
     @classmethod

@@ -1,4 +1,5 @@
 import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import models, trainers
 
 from mini_transformer.errors import UserError
-from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, Tokenizer
+from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, Tokenizer, byte_level
 from tests.conftest import FABLES
 
 TEXT = FABLES.read_text(encoding="utf-8")
@@ -179,3 +181,21 @@ def test_an_id_far_beyond_the_others_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="a token has the id 4294967295, beyond our 1048576"):
         changed(lambda value: value["model"]["vocab"].update({"zz": 4294967295}))
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("symbols", ["abcdefghij", "-=", "\n ", "日本"])
+def test_one_unbroken_word_is_learned_in_linear_time(symbols: str) -> None:
+    chance = random.Random(0)
+    word = "".join(chance.choices(symbols, k=150_000))
+    started = time.monotonic()
+    tokenizer = Tokenizer.train_bpe([word], 500)
+    assert time.monotonic() - started < 4
+    assert tokenizer.vocab_size > 300 or len(symbols) < 3
+    assert json.loads(tokenizer.backend.to_str())["pre_tokenizer"] == json.loads(BPE.backend.to_str())["pre_tokenizer"]
+
+
+def test_text_without_such_words_gives_the_tokenizer_that_the_library_learns() -> None:
+    backend = byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS)
+    backend.train_from_iterator([TEXT], trainer)
+    assert Tokenizer(backend).fingerprint == BPE.fingerprint
