@@ -58,7 +58,7 @@ def read(folder: Path) -> dict[str, set[str]]:
         lines = [""]
     sums = defaultdict(set)
     for line in lines:
-        if not (match := re.fullmatch("([0-9a-f]{64})  (.+)", line)):
+        if not (match := re.fullmatch("([0-9a-f]{64}) [ *](.+)", line)):
             raise UserError(f"{folder / SUMS}: damaged; put it back, or remove it if the other files are in order")
         sums[match[2]].add(match[1])
     return sums

@@ -217,7 +217,7 @@ def read_model(folder: Path, device: torch.device) -> Decoder:
     try:
         tensors = load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{folder / WEIGHTS}: damaged or incomplete ({error})") from None
+        raise UserError(f"{folder / WEIGHTS}: damaged or incomplete ({error!s:.200})") from None
     if config.n_layer > len(tensors):
         raise UserError(f"{folder / WEIGHTS}: holds no {config.n_layer} layers, as {CONFIG} says")
     try:

@@ -86,7 +86,7 @@ def _panics() -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # pyo3 gives no other way to know it
             raise
-        raise UserError(f"{TOKENIZER_FILE}: the tokenizer fails at this text ({error})") from None
+        raise UserError(f"{TOKENIZER_FILE}: the library fails with it ({error!s:.200})") from None
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -136,7 +136,7 @@ class Tokenizer:
             vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
         )
         pre_tokenizer = backend.pre_tokenizer
-        backend.pre_tokenizer = pre_tokenizers.Sequence([LONG_RUNS, pre_tokenizer])  # type: ignore[assignment]
+        backend.pre_tokenizer = pre_tokenizers.Sequence([LONG_RUNS, pre_tokenizer])
         backend.train_from_iterator(map(check_unicode, texts), trainer)
         backend.pre_tokenizer = pre_tokenizer
         return cls(backend)
@@ -154,9 +154,10 @@ class Tokenizer:
     def from_json(cls, content: bytes, where: str) -> "Tokenizer":
         """From the content of a `tokenizer.json`. Raises `UserError`, which names `where`, if it is damaged."""
         try:
-            backend = tokenizers.Tokenizer.from_buffer(content)
+            with _panics():
+                backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more specific
-            raise UserError(f"{where}: damaged or not a tokenizer ({error})") from None
+            raise UserError(f"{where}: damaged or not a tokenizer ({error!s:.200})") from None
         return cls(backend)
 
     @property
@@ -249,6 +250,6 @@ class Tokenizer:
                 continue
             symbols = self.backend.id_to_token(i) or ""
             if not all(symbol in SYMBOL_BYTES for symbol in symbols):
-                raise UserError(f"{TOKENIZER_FILE}: token {i} ({symbols!r}) is not bytes; expected byte-level BPE")
+                raise UserError(f"{TOKENIZER_FILE}: token {i} ({symbols!r:.40}) is not bytes; expected byte-level BPE")
             tokens.append(bytes(SYMBOL_BYTES[symbol] for symbol in symbols))
         return tokens
