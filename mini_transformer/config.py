@@ -16,11 +16,12 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-MIN_VOCAB_SIZE = 257  # each byte and the end token
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 2**20  # each byte and the end token; four times what large models have
 DEFAULT_VOCAB_SIZE = 4096
 TRAINABLE_TOKENIZERS = ("char", "bpe")  # the tokenizers that are made from the text
 _LIMITS = {"ge": (ge, "small: at least"), "gt": (gt, "small: it must be above"), "le": (le, "large: at most")}
-_ITERS, _LR, _WEIGHTS = {"ge": 1, "le": 10**8 - 1}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
+MAX_ITERS = 10**8 - 1
+_ITERS, _LR, _WEIGHTS = {"ge": 1, "le": MAX_ITERS}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -109,7 +110,7 @@ class TextConfig:
 
     # free: tokenizers are compared by their fingerprints, not by their names
     tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
-    vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=2**24)
+    vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=MAX_VOCAB_SIZE)
     val_fraction: float = option(0.1, "fraction of --data that is held out without --val-data", gt=0.0, le=0.5)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)

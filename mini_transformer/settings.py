@@ -33,7 +33,7 @@ def to_type(setting: "Field[Any]", value: Any) -> Any:
         if not isinstance(item, accepted) or isinstance(item, bool) is not (kind is bool):
             expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")
             raise UserError(f"`{setting.name}`: {item!r:.80}: expected {expected}")
-        if isinstance(item, int) and item.bit_length() > (1000 if "le" in setting.metadata else 64):
+        if isinstance(item, int) and item.bit_length() > (1000 if "le" in setting.metadata else 63):
             raise UserError(f"`{setting.name}`: the number is too large")
         if item == "" and setting.default != "":
             raise UserError(f"`{setting.name}`: an empty name")

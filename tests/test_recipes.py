@@ -106,5 +106,5 @@ def test_a_broken_one_is_refused(tmp_path: Path, name: str, content: bytes, mess
 def test_a_name_that_is_no_recipe() -> None:
     with pytest.raises(UserError, match="`recipe`: 'lapto' is no recipe; did you mean laptop"):
         load_recipe("lapto")
-    with pytest.raises(UserError, match="`recipe`: 'out' is no recipe; there are base, fables-10min, finetune, laptop, mission, tiny, or name a"):
+    with pytest.raises(UserError, match=r"`recipe`: 'out' is no recipe; there are base, .* tiny, or name a"):
         load_recipe("out")

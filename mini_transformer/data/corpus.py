@@ -7,7 +7,7 @@ kept) and its size. The survey of a big corpus is kept in the cache, under the s
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 
 from mini_transformer.data.cache import DataCache, digest
@@ -63,8 +63,8 @@ class Corpus:
     def find_survey(self) -> Survey | None:
         """The survey, if the corpus was read before and has not changed since."""
         if self.survey is None:
-            types = {"fingerprint": str, "documents": int, "characters": int}
-            found = self.cache.find("surveys", self.sources.key(self.cache), types)
+            names = [field.name for field in fields(Survey)]
+            found = self.cache.find("surveys", self.sources.key(self.cache), names)
             self.survey = Survey(**found) if found else None
         return self.survey
 

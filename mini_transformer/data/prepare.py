@@ -91,8 +91,9 @@ def prepare_data(config: TrainConfig) -> TrainingData:
     documents = TokenDocuments.joined([found[corpus].validation for corpus in validation])
     shortest = min(phases, key=lambda p: p.batches.epoch_tokens)
     if shortest.batches.epoch_tokens <= MIN_BLOCK or not len(documents):
+        characters = shortest.characters - 3 * shortest.documents  # without the separators
         raise UserError(
-            f"{_names(shortest.phase)}: {shortest.characters} characters of text are too few; "
+            f"{_names(shortest.phase)}: too little text: {characters} character{'s' * (characters != 1)} to train on; "
             f"training and validation need at least {2 * MIN_BLOCK}, and better some thousands"
         )
     seen = {tokenizer.eot_id}.union(*(tokenized.seen for tokenized in found.values()))
@@ -173,7 +174,7 @@ def _tokenize(
     training = [corpus for corpus in corpora if corpus.val_fraction < 1]
     prints = [[c.fingerprint(validation=True) for c in validation], [c.fingerprint() for c in training]]
     is_cached, key = any(corpus.is_cached for corpus in training), digest(RUN, MAX_RUNS, prints)
-    known = cache.find("contamination", key, {"shared": int, "runs": int}) if is_cached else None
+    known = cache.find("contamination", key, ["shared", "runs"]) if is_cached else None
     for corpus in validation:
         if known is None and not corpus.sources.reads:
             deque(_read(corpus, check), maxlen=0)

@@ -61,7 +61,10 @@ def stream_nats(model: Decoder, stream: Tokens, batch_size: int = 16) -> float:
 
 
 def measure(model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the text") -> Likelihood:
-    """The likelihood of a text, exactly as in its file. Raises `UserError`, which names it, if there is no document."""
+    """The likelihood of a text, exactly as in its file. Raises `UserError` if there is no document.
+
+    It does, too, if the text does not come back from its tokens, or the model has no probability for them.
+    """
     documents = split_documents(text)
     if not documents:
         raise UserError(f"{name}: empty: there is nothing to measure")
@@ -69,5 +72,7 @@ def measure(model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the te
     stream = np.concatenate([eot, *(part for d in documents for part in (tokenizer.encode(d), eot))])
     characters, size, tokens = len(text), len(text.encode("utf-8")), len(stream) - 1
     nats = stream_nats(model, stream)
+    if not math.isfinite(nats):
+        raise UserError(f"{name}: the model gives it no probability (its cost is {nats}): the weights are damaged")
     bits = nats / math.log(2)
     return Likelihood(bits / characters, bits / size, nats / tokens, characters, size, tokens)

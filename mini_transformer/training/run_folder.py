@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mini_transformer import __version__
+from mini_transformer.checksums import SUMS
 from mini_transformer.errors import UserError
 from mini_transformer.files import read_json, try_lock, write_json
 from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
@@ -25,7 +26,7 @@ RUN, METRICS, CURVE = "run.json", "metrics.jsonl", "loss_curve.png"
 TEXT, STATE_DICT = "generated_text.txt", "model.pt"
 VALIDATION = "validation.txt"  # which documents are held out: file and first line of each
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
+OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER, SUMS)
 
 Record = dict[str, Any]  # "settings" and "fingerprints" of a run, and "forked_from" if it is a fork
 

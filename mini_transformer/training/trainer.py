@@ -77,6 +77,7 @@ class Trainer:
         if self.parallel is not self.model:
             self._warm_up()
         self.optimizer = make_optimizer(model, config.optim)
+        self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
         self.best_on_disk = True
@@ -88,10 +89,12 @@ class Trainer:
 
     def fit(self) -> None:
         """Run what is left of all phases. Raises `Stopped` when asked to stop, `UserError` if the loss diverges."""
-        self.metrics = MetricsLogger(self.folder.folder / METRICS, self._resume())
+        self._resume()
+        at = self.progress.phase, self.progress.iteration
+        evaluated = self.progress.evaluated == self.progress.iteration
+        self.metrics = MetricsLogger(self.folder.folder / METRICS, self.phases, at, evaluated)
         if self.config.run.tensorboard:
-            phases = [(phase.name, phase.iters) for phase in self.config.phases]
-            self.metrics.add_events(self.folder.folder, phases, (self.progress.phase, self.progress.iteration))
+            self.metrics.add_events()
         try:
             for phase in range(self.progress.phase, len(self.config.phases)):
                 if phase != self.progress.phase:
@@ -255,20 +258,19 @@ class Trainer:
                 pieces.append(piece)
         return "".join(pieces)
 
-    def _resume(self) -> int:
-        """Take up the newest checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
+    def _resume(self) -> None:
+        """Take up the newest checkpoint, if there is one."""
         state = State(self.model, self.optimizer, self.best, self.progress)
-        if self.folder.checkpoints.load(state):
+        if self.folder.checkpoints.load(state, [iters for _, iters in self.phases]):
             self.progress, self.best = state.progress, state.best
             self.best_on_disk = False  # the killed run may have written later ones
             log(f"Resuming from the checkpoint at {self.phase.name} {self.progress.iteration}")
-        return state.metrics_size
 
     def _save(self) -> None:
         """Write the best weights and a checkpoint (all ranks)."""
         with self.folder.checkpoints.timed():
             self._write_best()
-            state = State(self.model, self.optimizer, self.best, self.progress, self.metrics.size)
+            state = State(self.model, self.optimizer, self.best, self.progress)
             self.folder.checkpoints.save(state, self.phase.name)
 
     def _write_best(self) -> None:
@@ -292,5 +294,4 @@ class Trainer:
         weights = pretrained.export_weights(gather(self.best))
         if rank() == 0:
             save_tensors(folder / STATE_DICT, weights)
-            phases = [(phase.name, phase.iters) for phase in self.config.phases]
-            draw_loss_curve(folder / METRICS, folder / CURVE, phases, self.data.tokens_per_character)
+            draw_loss_curve(folder / METRICS, folder / CURVE, self.phases, self.data.tokens_per_character)

@@ -283,10 +283,12 @@ def test_a_short_text_shrinks_the_block(tmp_path: Path, call: Call) -> None:
     code, out, err = call("train", "--data", text, *TINY, *SHORT, "--out-dir", tmp_path / "out")
     assert code == 0, err
     assert "The text is short: the block shrinks from 32 to 31 tokens" in out
-    text.write_text("Ah !")
-    code, _, err = call("train", "--data", text, *TINY, *SHORT, "--out-dir", tmp_path / "none")
-    assert code == 2
-    assert "characters of text are too few" in err
+    for written, size in (("Ah !", "4 characters"), ("A", "1 character")):
+        text.write_text(written)
+        code, _, err = call("train", "--data", text, *TINY, *SHORT, "--out-dir", tmp_path / "none")
+        assert code == 2
+        assert err.startswith(f"train: {text}: too little text: {size} to train on; training and validation need")
+        assert err.count("\n") == 1
     assert not (tmp_path / "none").exists()
 
 
