@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from mini_transformer.config import ModelConfig, SamplingConfig
-from mini_transformer.generation.engine import generate_tokens
+from mini_transformer.generation.decoding import Step, generate_tokens, make_cache, make_step, model_step
 from mini_transformer.generation.sampling import sample
 from mini_transformer.generation.single_row import SingleRow
 from mini_transformer.model.attention import KVCache
@@ -45,31 +44,26 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def new_cache(model: Decoder) -> KVCache:
-    """An empty cache for one row."""
-    return KVCache(model.config, 1, torch.device("cpu"), torch.float32)
-
-
 def with_model(model: Decoder) -> Way:
     """The model's own step, and the same sampling."""
 
     @torch.inference_mode()
     def write(tokens: int) -> None:
-        token, cache, generator = 0, new_cache(model), random.Random(1)
+        token, cache, generator = 0, make_cache(model, 1), np.random.default_rng(1)
         for _ in range(tokens):
             token = sample(model(torch.tensor([[token]]), cache)[0, -1].numpy(), SAMPLING, generator)
 
     return lambda tokens: seconds(lambda: write(tokens))
 
 
-def with_row(row: SingleRow) -> Way:
-    """A step that takes the model's place."""
+def with_step(cache: KVCache, step: Step) -> Way:
+    """A step for all rows of its cache, whose tokens are counted together."""
 
     def write(tokens: int) -> None:
-        token, generator = 0, random.Random(1)
-        row.cache.length = 0
-        for _ in range(tokens):
-            token = sample(row.step(token), SAMPLING, generator)
+        ids, generator = [0] * len(cache.lengths), np.random.default_rng(1)
+        cache.lengths = [0] * len(ids)
+        for _ in range(tokens // len(ids)):
+            ids = [sample(logits_v, SAMPLING, generator) for logits_v in step(ids)]
 
     return lambda tokens: seconds(lambda: write(tokens))
 
@@ -105,16 +99,16 @@ def reading(size: int) -> Way:
 
 def sampling_alone(model: Decoder) -> Way:
     """Drawing tokens from logits that are there."""
-    logits_v, generator = SingleRow(model, new_cache(model)).step(0), random.Random(1)
+    logits_v, generator = SingleRow(model, make_cache(model, 1)).step(0), np.random.default_rng(1)
     return lambda tokens: seconds(lambda: [sample(logits_v, SAMPLING, generator) for _ in range(tokens)])
 
 
-def without_end(model: Decoder, expected: int) -> Way:
+def without_end(model: Decoder, expected: int | None) -> Way:
     """The engine, from the middle of a block's last half on; `expected` tokens decide between NumPy and numba."""
     prompt = [0] * (model.config.block_size * 3 // 4)
 
     def write(tokens: int) -> float:
-        stream = generate_tokens(model, prompt, SAMPLING, random.Random(1), [], expected)
+        stream = generate_tokens(model, [prompt], SAMPLING, [np.random.default_rng(1)], [], expected)
         next(stream)
         return seconds(lambda: list(islice(stream, tokens)))
 
@@ -131,18 +125,19 @@ def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
     size = 4 * (model.parameter_counts()[1] - model.embed_tokens.weight.numel())  # of the embedding one row is read
     few, many = (20, 40) if size > 1e8 else (200, 250)
     half = model.config.block_size // 2
+    cache, batch = make_cache(model, 1), make_cache(model, 16)
     ways: dict[str, tuple[Way, int]] = {  # and how many tokens it writes
         "limit": (reading(size), few),
         "transformers": (with_transformers(folder), few),
         "model": (with_model(model), few),
-        "NumPy": (with_row(SingleRow(model, new_cache(model))), many),
-        "NumPy, without end": (without_end(model, 0), half),
+        "NumPy": (with_step(cache, make_step(model, cache, 1)), many),
+        "NumPy, without end": (without_end(model, None), half),
+        "model, 16 rows": (with_step(batch, model_step(model, batch)), 16 * few),
         "sampling alone": (sampling_alone(model), many),
     }
     if find_spec("numba"):
-        from mini_transformer.generation.compiled import CompiledRow
-
-        ways["numba"] = (with_row(CompiledRow(model, new_cache(model))), many)
+        ways["numba"] = (with_step(cache, make_step(model, cache, 10**9)), many)
+        ways["numba, 16 rows"] = (with_step(batch, make_step(model, batch, 10**9)), 16 * many)
         ways["numba, without end"] = (without_end(model, 10**9), half)
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):

@@ -172,11 +172,13 @@ class PhaseSettings:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is drawn; top-p is of Holtzman et al. 2020 (arXiv 1904.09751)."""
+    """How a token is drawn; see `generation.sampling`."""
 
     temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", ge=0.0)
     top_k: int = option(0, "draw from the N likeliest tokens only (0: all)", ge=0)
     top_p: float = option(1.0, "draw from the likeliest tokens whose probabilities first reach X", gt=0.0, le=1.0)
+    min_p: float = option(0.0, "draw from tokens at least X times as likely as the likeliest", ge=0.0, le=1.0)
+    repetition_penalty: float = option(1.0, "above 1: makes tokens of the context less likely", gt=0.0)
 
 
 @dataclass(frozen=True)

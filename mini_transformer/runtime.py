@@ -68,6 +68,8 @@ def pick_device(device: str, gpus: str | None = None, setting: str = "gpus") -> 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(kind for kind in there if there[kind])
+    if device not in there:
+        raise UserError(f"`device`: {device!r} is none of auto, cpu, cuda, mps")
     if not there[device]:
         maker = "NVIDIA" if device == "cuda" else "Apple"
         raise UserError(f"`device` {device}: no {maker} GPU is there for this PyTorch; take `device` cpu (or auto)")

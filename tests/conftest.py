@@ -1,13 +1,13 @@
 """What several tests share."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # quicker for tiny models, also in processes that tests start
@@ -16,7 +16,7 @@ import torch
 
 from mini_transformer import cli
 from mini_transformer.config import ModelConfig, SamplingConfig
-from mini_transformer.generation.engine import context_start
+from mini_transformer.generation.decoding import context_start, generate_tokens
 from mini_transformer.generation.sampling import sample
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training import trainer
@@ -64,16 +64,34 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
     return run
 
 
+def generate_one(
+    model: Decoder,
+    prompt: list[int],
+    sampling: SamplingConfig,
+    generator: np.random.Generator,
+    suppress_tokens: list[int],
+    max_new_tokens: int | None = None,
+) -> Iterator[int]:
+    """`generate_tokens` for one row."""
+    pairs = generate_tokens(model, [prompt], sampling, [generator], suppress_tokens, max_new_tokens)
+    return (token for _, token in pairs)
+
+
 @torch.inference_mode()
 def generate_without_cache(
-    model: Decoder, prompt: list[int], sampling: SamplingConfig, generator: random.Random, suppress_tokens: list[int]
+    model: Decoder,
+    prompt: list[int],
+    sampling: SamplingConfig,
+    generator: np.random.Generator,
+    suppress_tokens: list[int],
 ) -> Iterator[int]:
-    """`generate_tokens`, computing the whole context again for each token: the reference."""
+    """The same, computing the whole context again for each token: the reference."""
     tokens = list(prompt)
     while True:
-        logits = model(torch.tensor([tokens[context_start(len(tokens), model.config.block_size) :]]))[0, -1]
+        context = tokens[context_start(len(tokens), model.config.block_size) :]
+        logits = model(torch.tensor([context]))[0, -1]
         logits[suppress_tokens] = float("-inf")
-        tokens.append(sample(logits.numpy(), sampling, generator))
+        tokens.append(sample(logits.numpy(), sampling, generator, context))
         yield tokens[-1]
 
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "text": "config runtime",
     "verse": "config runtime",
     "data": "config runtime text",
-    "generation": "config runtime model text verse",
+    "generation": "config settings runtime model text verse evaluation",
     "evaluation": "config runtime model text verse",
     "training": "config settings runtime model text verse data generation evaluation",
     "synthesis": "config runtime text data",

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         advice = "training reads them as line feeds, so save the file with these for a fair figure"
         print(f"Warning: {given.data} has Windows line ends, which are measured as they are; {advice}", file=sys.stderr)
     engine = Engine.load(model_dir, pick_device(run.device, run.gpus))
-    result = measure(engine.model, engine.tokenizer, text, str(given.data))
+    result = measure(engine.model, engine.tokenizer, text, str(given.data), progress=True)
     if given.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:

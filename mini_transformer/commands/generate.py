@@ -1,5 +1,6 @@
 """`generate`: write with a trained model."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -27,10 +28,13 @@ def main(argv: Sequence[str]) -> int:
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed
     if config.seed is None and sampling.temperature:
         print(f"seed {seed}", file=sys.stderr)
-    for number in range(config.num_samples):
-        pieces = engine.generate(config.prompt, config.max_new_tokens, sampling, seed + number, config.stop_at_end)
-        print((DOCUMENT_SEPARATOR if number else "") + config.prompt, end="", flush=True)
-        for piece in pieces:
+    settings = dataclasses.asdict(sampling) | {"seed": seed, "stop_at_end": config.stop_at_end}
+    texts = [config.prompt] * config.num_samples
+    pieces = engine.stream_batch(texts, config.max_new_tokens, **settings)
+    print(config.prompt, end="", flush=True)
+    for number, piece in pieces:  # of all texts at once: the first is shown as it is written
+        if number == 0:
             print(piece, end="", flush=True)
-    print()
+        texts[number] += piece
+    print(*("", *texts[1:]), sep=DOCUMENT_SEPARATOR)
     return 0

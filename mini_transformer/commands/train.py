@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mini_transformer.cli import EXIT_INTERRUPTED, Parser, add_fields, name
 from mini_transformer.config import ModelConfig, OptimConfig, PhaseSettings, RunConfig, TextConfig, TrainConfig
@@ -43,13 +44,24 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     run += ["rank_timeout", "precision", "micro_batch_size", "seed", "eval_interval", "eval_iters", "early_stop"]
     run += ["sample_interval", "checkpoint_interval", "keep", "keep_checkpoints"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
-    given = vars(parser.parse(argv))
-    recipe = load_recipe(given.pop("recipe")) if "recipe" in given else Recipe()
+    return configure(vars(parser.parse(argv)))
+
+
+def configure(given: dict[str, Any]) -> TrainConfig:
+    """The settings of a run from settings by name, `recipe` among them; sources are `FILE` or `FILE:WEIGHT`.
+
+    Raises `UserError` for an unknown name, for a wrong value, and for settings that do not go together.
+    """
+    name_or_file = given.pop("recipe", None)
+    recipe = Recipe() if name_or_file is None else load_recipe(name_or_file)
     if split_weight(str(given.get("val_data", "")))[1]:
         raise UserError(f"`val_data`: {given['val_data']}: takes no weight; name the file alone")
     for data in ("data", "pretrain_data", "finetune_data"):
-        if data in given:
-            given[data], given[f"{data}_weights"] = sources(given[data], data)
+        if given.get(data):
+            words = given[data] if isinstance(given[data], list | tuple) else [given[data]]
+            given[data], weights = sources([str(word) for word in words], data)
+            if weights:
+                given[f"{data}_weights"] = weights
     config = train_config(given, recipe.settings, recipe.fingerprints)
     if config.run.init_from is None:
         if "init" in recipe.fingerprints:

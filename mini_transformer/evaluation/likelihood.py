@@ -13,13 +13,15 @@ from itertools import groupby, islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from mini_transformer.errors import UserError
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.char import Tokens
 from mini_transformer.text.documents import split_documents
-from mini_transformer.text.tokenizer import Tokenizer
+from mini_transformer.text.tokenizer import EOT_TOKEN, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,23 @@ def windows(tokens: int, block_size: int) -> Iterator[tuple[int, int, int]]:
         start = end
 
 
+@dataclass(frozen=True)
+class Score:
+    """The likelihood of a text token by token: each token as text, and the natural logarithm of its probability."""
+
+    bits_per_character: float
+    tokens: list[str]
+    log_probabilities: list[float]
+
+
 @torch.inference_mode()
-def stream_nats(model: Decoder, stream: Tokens, batch_size: int = 16) -> float:
-    """The negative log-likelihood, in nats, of all tokens of a stream (T,) after the first."""
+def token_nats(
+    model: Decoder, stream: Tokens, batch_size: int = 16, progress: bool = False
+) -> Iterator[NDArray[np.float64]]:
+    """The negative log-likelihood, in nats, of each token of a stream (T,) after the first: pieces of (T - 1,)."""
     device = next(model.parameters()).device
     ids = torch.from_numpy(stream.astype("int64"))
-    nats = 0.0
+    bar = tqdm(total=len(ids) - 1, unit=" tokens", unit_scale=True, leave=False, disable=None if progress else True)
     # windows of the same shape are batched: all but the first and the last
     for _, same_shape in groupby(windows(len(ids), model.config.block_size), key=lambda w: (w[2] - w[0], w[1] - w[0])):
         while batch := list(islice(same_shape, batch_size)):
@@ -56,23 +69,45 @@ def stream_nats(model: Decoder, stream: Tokens, batch_size: int = 16) -> float:
             targets = torch.stack([ids[start + 1 : end + 1] for _, start, end in batch]).to(device)
             logits = model(inputs)[:, -targets.shape[1] :].float()
             losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            nats += losses.cpu().double().sum().item()
-    return nats
+            bar.update(len(losses))
+            yield losses.cpu().double().numpy()
+    bar.close()
 
 
-def measure(model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the text") -> Likelihood:
-    """The likelihood of a text, exactly as in its file. Raises `UserError` if there is no document.
-
-    It does, too, if the text does not come back from its tokens, or the model has no probability for them.
-    """
+def document_stream(tokenizer: Tokenizer, text: str, name: str) -> Tokens:
+    """The tokens (T,) of a text, an `<|endoftext|>` before, between and after its documents."""
     documents = split_documents(text)
     if not documents:
         raise UserError(f"{name}: empty: there is nothing to measure")
     eot = np.array([tokenizer.eot_id], dtype=tokenizer.dtype)
-    stream = np.concatenate([eot, *(part for d in documents for part in (tokenizer.encode(d), eot))])
+    return np.concatenate([eot, *(part for d in documents for part in (tokenizer.encode(d), eot))])
+
+
+def measure(
+    model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the text", progress: bool = False
+) -> Likelihood:
+    """The likelihood of a text, exactly as in its file; `progress`: with a bar, on a terminal.
+
+    Raises `UserError`, which names it, if there is no document, if the text does not come back from its tokens, or if
+    the model has no probability for them.
+    """
+    stream = document_stream(tokenizer, text, name)
     characters, size, tokens = len(text), len(text.encode("utf-8")), len(stream) - 1
-    nats = stream_nats(model, stream)
-    if not math.isfinite(nats):
-        raise UserError(f"{name}: the model gives it no probability (its cost is {nats}): the weights are damaged")
+    nats = sum(float(piece.sum()) for piece in token_nats(model, stream, progress=progress))
+    _check(nats, name)
     bits = nats / math.log(2)
     return Likelihood(bits / characters, bits / size, nats / tokens, characters, size, tokens)
+
+
+def _check(nats: float, name: str) -> None:
+    if not math.isfinite(nats):
+        raise UserError(f"{name}: the model gives it no probability (its cost is {nats}): the weights are damaged")
+
+
+def score(model: Decoder, tokenizer: Tokenizer, text: str) -> Score:
+    """The likelihood of each token of a text, the closing `<|endoftext|>` of its documents included."""
+    stream = document_stream(tokenizer, text, "the text")
+    nats = np.concatenate(list(token_nats(model, stream)))
+    _check(float(nats.sum()), "the text")
+    tokens = [EOT_TOKEN if i == tokenizer.eot_id else tokenizer.decode([i]) for i in stream[1:].tolist()]
+    return Score(float(nats.sum()) / math.log(2) / len(text), tokens, (-nats).tolist())

@@ -1,6 +1,7 @@
-"""The layers of `single_row`, compiled by numba: one call for each layer, large matrices read by all threads.
+"""The step of one token for each row of a batch, compiled by numba: one call for each layer, for all rows.
 
-Axes as in `single_row`.
+Each weight is read once for all rows, and each sum of a row has its order whatever the other rows are, so that a row's
+logits are the same, bit for bit, in any batch. Axes as in `single_row`, and N rows, S positions.
 """
 
 import math
@@ -9,19 +10,20 @@ import numba
 import numpy as np
 import torch
 
-from mini_transformer.generation.single_row import Array, SingleRow
+from mini_transformer.generation.single_row import Array, LayerWeights, array, transposed
 from mini_transformer.model.attention import KVCache
-from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.decoder import Block, Decoder
 from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 LOG2_E, LN_2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
 C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(i)) for i in range(2, 8))  # of the series of e^x
 ALPHA, LIMIT, ONE = np.float32(SWIGLU_ALPHA), np.float32(SWIGLU_LIMIT), np.float32(1)
-SPLIT_FROM = 1 << 18  # numbers of a matrix that is worth waking the other threads
+SPLIT_FROM = 1 << 18  # products of numbers that are worth waking the other threads
 MAX_THREADS = 8  # more have not been tried
 # sums may be reordered, as they must be for vectors; infinities and NaN stay what they are
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 jit = numba.njit(**OPTIONS)
+in_order = numba.njit(error_model="numpy", fastmath={"contract"})  # sums as they are written
 
 
 @jit
@@ -34,60 +36,98 @@ def exp(x):
     return power * np.int32((np.int32(n) + 127) << 23).view(np.float32)  # times 2^n, by its bits
 
 
+@in_order
+def add_eight(x, matrix, y):
+    """y (columns) += x (8) @ matrix (8, columns)."""
+    a, b, c, d, e, f, g, h = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
+    for j in range(len(y)):
+        first = y[j] + a * matrix[0, j] + b * matrix[1, j] + c * matrix[2, j] + d * matrix[3, j]
+        y[j] = first + e * matrix[4, j] + f * matrix[5, j] + g * matrix[6, j] + h * matrix[7, j]
+
+
+@in_order
+def add_four_by_four(x, i, matrix, y):
+    """y (4, columns) += x (4, rows), of which four from i on, @ matrix (4, columns): a number is read once for four."""
+    a, b, c, d = x[0, i : i + 4], x[1, i : i + 4], x[2, i : i + 4], x[3, i : i + 4]
+    a0, a1, a2, a3, b0, b1, b2, b3 = a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]
+    c0, c1, c2, c3, d0, d1, d2, d3 = c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]
+    for j in range(y.shape[1]):
+        m0, m1, m2, m3 = matrix[0, j], matrix[1, j], matrix[2, j], matrix[3, j]
+        y[0, j] = y[0, j] + a0 * m0 + a1 * m1 + a2 * m2 + a3 * m3
+        y[1, j] = y[1, j] + b0 * m0 + b1 * m1 + b2 * m2 + b3 * m3
+        y[2, j] = y[2, j] + c0 * m0 + c1 * m1 + c2 * m2 + c3 * m3
+        y[3, j] = y[3, j] + d0 * m0 + d1 * m1 + d2 * m2 + d3 * m3
+
+
 @jit
-def add_rows(x, matrix, y):
-    """y += x @ matrix, in the order of memory."""
-    rows, columns = matrix.shape
-    for i in range(0, rows - 7, 8):  # of eight rows at a time, so that y is read and written once for them
-        a, b, c, d, e, f, g, h = x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[i + 5], x[i + 6], x[i + 7]
-        for j in range(columns):
-            y[j] += (
-                a * matrix[i, j]
-                + b * matrix[i + 1, j]
-                + c * matrix[i + 2, j]
-                + d * matrix[i + 3, j]
-                + e * matrix[i + 4, j]
-                + f * matrix[i + 5, j]
-                + g * matrix[i + 6, j]
-                + h * matrix[i + 7, j]
-            )
-    for i in range(rows - rows % 8, rows):
-        for j in range(columns):
-            y[j] += x[i] * matrix[i, j]
+def add_rows(x, matrix, y, start, end):
+    """y (N, columns) += x (N, rows) @ matrix (rows, columns), of the rows from `start` to `end` of the matrix."""
+    fours = len(x) - len(x) % 4
+    for i in range(start, end - 7, 8):
+        for n in range(0, fours, 4):
+            add_four_by_four(x[n : n + 4], i, matrix[i : i + 4], y[n : n + 4])
+            add_four_by_four(x[n : n + 4], i + 4, matrix[i + 4 : i + 8], y[n : n + 4])
+        for n in range(fours, len(x)):
+            add_eight(x[n, i : i + 8], matrix[i : i + 8], y[n])
+    for i in range(end - (end - start) % 8, end):
+        for n in range(len(x)):
+            y_n, m, a = y[n], matrix[i], x[n, i]
+            for j in range(len(y_n)):
+                y_n[j] += a * m[j]
 
 
 @numba.njit(parallel=True, **OPTIONS)
-def add_rows_in_threads(x, matrix, y, sums):
-    """The same, each thread with its part of the rows and a sum of its own."""
+def add_parts_in_threads(x, matrix, y, threads):
+    """The same, of all rows of the matrix: each thread with its part of them and a sum of its own."""
     rows, columns = matrix.shape
-    threads = len(sums)
+    sums = np.zeros((threads, len(x), columns), np.float32)
     for thread in numba.prange(threads):
-        start, end = rows * thread // threads, rows * (thread + 1) // threads
-        sums[thread, :columns] = 0
-        add_rows(x[start:end], matrix[start:end], sums[thread, :columns])
+        add_rows(x, matrix, sums[thread], rows * thread // threads, rows * (thread + 1) // threads)
     for thread in range(threads):
-        for j in range(columns):
-            y[j] += sums[thread, j]
+        y += sums[thread]
+
+
+@numba.njit(parallel=True, **OPTIONS)
+def add_rows_in_threads(x, matrix, y, threads):
+    """The same: each thread with its rows of x and y."""
+    N = len(x)
+    for thread in numba.prange(threads):
+        start, end = N * thread // threads, N * (thread + 1) // threads
+        add_rows(x[start:end], matrix, y[start:end], 0, len(matrix))
 
 
 @jit
-def add_product(x, matrix, y, sums):
-    """y += x @ matrix."""
-    if len(sums) > 1 and matrix.size >= SPLIT_FROM:
-        add_rows_in_threads(x, matrix, y, sums)
+def add_product(x, matrix, y, threads):
+    """y (N, columns) += x (N, rows) @ matrix. What decides the order of a sum is the matrix, never N."""
+    if threads > 1 and matrix.size >= SPLIT_FROM:
+        add_parts_in_threads(x, matrix, y, threads)
+    elif threads > 1 and len(x) > 1 and matrix.size * len(x) >= SPLIT_FROM:
+        add_rows_in_threads(x, matrix, y, threads)
     else:
-        add_rows(x, matrix, y)
+        add_rows(x, matrix, y, 0, len(matrix))
 
 
 @jit
-def normalise(x, weight, eps, out):
-    """RMSNorm."""
-    total = np.float32(0)
-    for i in range(len(x)):
-        total += x[i] * x[i]
-    scale = ONE / np.sqrt(total / np.float32(len(x)) + eps)
-    for i in range(len(x)):
-        out[i] = x[i] * scale * weight[i]
+def product(x, matrix, bias, threads):
+    """x (N, rows) @ matrix + bias, (N, columns)."""
+    y = np.empty((len(x), matrix.shape[1]), np.float32)
+    y[:] = bias
+    add_product(x, matrix, y, threads)
+    return y
+
+
+@jit
+def normalise(x, weight, eps):
+    """RMSNorm of each row (N, C)."""
+    out = np.empty_like(x)
+    for n in range(len(x)):
+        total = np.float32(0)
+        for i in range(x.shape[1]):
+            total += x[n, i] * x[n, i]
+        scale = ONE / np.sqrt(total / np.float32(x.shape[1]) + eps)
+        for i in range(x.shape[1]):
+            out[n, i] = x[n, i] * scale * weight[i]
+    return out
 
 
 @jit
@@ -102,29 +142,30 @@ def rotate(x_hd, cos, sin):
 
 
 @jit
-def attend(q_d, k_sd, v_sd, sink, scores, out):
-    """Attention of one head."""
+def attend(q_d, k_sd, v_sd, sink, out):
+    """Attention of one head of one row."""
     count = len(k_sd)
+    scores = np.empty((1, count), np.float32)
     top = sink
     for s in range(count):
         score = np.float32(0)
         for i in range(len(q_d)):
             score += q_d[i] * k_sd[s, i]
-        scores[s] = score
+        scores[0, s] = score
         top = max(top, score)
     total = exp(sink - top)
     for s in range(count):
-        scores[s] = exp(scores[s] - top)
-        total += scores[s]
+        scores[0, s] = exp(scores[0, s] - top)
+        total += scores[0, s]
     out[:] = 0
-    add_rows(scores[:count], v_sd, out)
+    add_rows(scores, v_sd, out.reshape((1, len(out))), 0, count)
     for i in range(len(out)):
         out[i] /= total
 
 
 @jit
 def route(logits, chosen, weights):
-    """The K highest of the logits, and the softmax over those."""
+    """The K highest of the logits of one row, and the softmax over those."""
     total = np.float32(0)
     for k in range(len(chosen)):
         best = -1
@@ -138,100 +179,92 @@ def route(logits, chosen, weights):
 
 
 @jit
-def swiglu(gate_up, hidden):
-    """The clamped SwiGLU of 2 F numbers into F."""
-    half = len(hidden)
-    for i in range(half):
-        gate = min(gate_up[i], LIMIT)
-        up = max(min(gate_up[half + i], LIMIT), -LIMIT)
-        hidden[i] = (up + ONE) * gate / (ONE + exp(-ALPHA * gate))
+def swiglu(gate_up):
+    """The clamped SwiGLU of (N, 2 F) into (N, F)."""
+    N, half = len(gate_up), gate_up.shape[1] // 2
+    hidden = np.empty((N, half), np.float32)
+    for n in range(N):
+        for i in range(half):
+            gate = min(gate_up[n, i], LIMIT)
+            up = max(min(gate_up[n, half + i], LIMIT), -LIMIT)
+            hidden[n, i] = (up + ONE) * gate / (ONE + exp(-ALPHA * gate))
+    return hidden
 
 
 @numba.njit(cache=True, **OPTIONS)
 def add_layer(
-    x, position, window, eps, experts_per_token, sums, keys_gsd, values_gsd, cos, sin,
+    x, positions, window, eps, experts_per_token, threads, keys_ngsd, values_ngsd, cos, sin,
     attention_norm, qkv_matrix, qkv_bias, sinks, out_matrix, out_bias,
     expert_norm, router, router_bias, gate_up_matrix, gate_up_bias, down, down_bias,
 ):  # fmt: skip
-    """Add the attention and the experts of a layer to the stream x (C); keys and values go to the cache."""
-    G, M = sinks.shape
-    D, H, F = keys_gsd.shape[2], G * M, down.shape[1]
-    normed, mixed = np.empty_like(x), np.empty((H, D), np.float32)
-    qkv = qkv_bias.copy()
-    normalise(x, attention_norm, eps, normed)
-    add_product(normed, qkv_matrix, qkv.reshape(-1), sums)
-    rotate(qkv[: H + G], cos[position], sin[position])
-    start, end = max(0, position + 1 - window), position + 1
-    scores = np.empty(end - start, np.float32)
-    for g in range(G):
-        keys_gsd[g, position] = qkv[H + g]
-        values_gsd[g, position] = qkv[H + G + g]
-        for m in range(M):
-            h = g * M + m
-            attend(qkv[h], keys_gsd[g, start:end], values_gsd[g, start:end], sinks[g, m], scores, mixed[h])
-    x += out_bias
-    add_product(mixed.reshape(-1), out_matrix, x, sums)
+    """Add the attention and the experts of a layer to the stream x (N, C); keys and values go to the cache."""
+    N, (G, M), D = len(x), sinks.shape, keys_ngsd.shape[3]
+    H = G * M
+    qkv = product(normalise(x, attention_norm, eps), qkv_matrix, qkv_bias.reshape(-1), threads).reshape((N, -1, D))
+    mixed = np.empty((N, H, D), np.float32)
+    for n in range(N):
+        position = positions[n]
+        start, end = max(0, position + 1 - window), position + 1
+        rotate(qkv[n, : H + G], cos[position], sin[position])
+        for g in range(G):
+            keys_ngsd[n, g, position] = qkv[n, H + g]
+            values_ngsd[n, g, position] = qkv[n, H + G + g]
+            keys, values = keys_ngsd[n, g, start:end], values_ngsd[n, g, start:end]
+            for h in range(g * M, g * M + M):
+                attend(qkv[n, h], keys, values, sinks[g, h - g * M], mixed[n, h])
+    x += product(mixed.reshape((N, H * D)), out_matrix, out_bias, threads)
 
-    normalise(x, expert_norm, eps, normed)
-    router_logits, weights = router_bias.copy(), np.empty(experts_per_token, np.float32)
-    chosen, hidden = np.empty(experts_per_token, np.int64), np.empty(F, np.float32)
-    add_rows(normed, router, router_logits)
-    route(router_logits, chosen, weights)
-    for k in range(experts_per_token):
-        gate_up, part = gate_up_bias[chosen[k]].copy(), down_bias[chosen[k]].copy()
-        add_product(normed, gate_up_matrix[chosen[k]], gate_up, sums)
-        swiglu(gate_up, hidden)
-        add_product(hidden, down[chosen[k]], part, sums)
-        for i in range(len(x)):
-            x[i] += weights[k] * part[i]
+    normed = normalise(x, expert_norm, eps)
+    logits = product(normed, router, router_bias, 1)
+    chosen, weights = np.empty((N, experts_per_token), np.int64), np.empty((N, experts_per_token), np.float32)
+    for n in range(N):
+        route(logits[n], chosen[n], weights[n])
+    for expert in range(len(down)):
+        rows, slots = np.nonzero(chosen == expert)  # the rows that chose it, and where its weight is
+        if len(rows):
+            gate_up = product(normed[rows], gate_up_matrix[expert], gate_up_bias[expert], threads)
+            part = product(swiglu(gate_up), down[expert], down_bias[expert], threads)
+            for i in range(len(rows)):
+                weight = weights[rows[i], slots[i]]
+                for j in range(x.shape[1]):
+                    x[rows[i], j] += weight * part[i, j]
 
 
 @numba.njit(cache=True, **OPTIONS)
-def last_layer(x, norm, eps, lm_head, logits, sums):
-    """The logits (V,) of the stream x (C)."""
-    normed = np.empty_like(x)
-    normalise(x, norm, eps, normed)
-    logits[:] = 0
-    add_product(normed, lm_head, logits, sums)
+def last_layer(x, norm, eps, lm_head, threads):
+    """The logits (N, V) of the stream x (N, C)."""
+    logits = np.zeros((len(x), lm_head.shape[1]), np.float32)
+    add_product(normalise(x, norm, eps), lm_head, logits, threads)
+    return logits
 
 
-class CompiledRow(SingleRow):
-    """A `SingleRow` whose layers are compiled when it is made, or loaded from the disk."""
+class CompiledRows:
+    """Takes the step of a model that `single_row.fits`, with one token for each row of a cache that both share.
+
+    It is compiled when it is made, or loaded from the disk. The weights are those that the model has then.
+    """
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
-        super().__init__(model, cache)
+        self.config, self.cache = model.config, cache
+        self.embed, self.lm_head = array(model.embed_tokens.weight), transposed(array(model.lm_head.weight))
+        self.norm, self.eps = array(model.norm.weight), np.float32(model.config.norm_eps)
+        self.weights = [LayerWeights.of(block).arrays() for block in model.layers if isinstance(block, Block)]
+        self.tables = array(model.get_buffer("cos")), array(model.get_buffer("sin"))
         torch_threads = torch.get_num_threads()
-        threads = min(MAX_THREADS, torch_threads, numba.get_num_threads())
-        self.logits = np.empty(model.config.vocab_size, np.float32)
-        matrices = (m for layer in self.layers for m in (layer.qkv, layer.out, layer.gate_up, self.lm_head))
-        widest = max(matrix.shape[-1] for matrix in matrices)
-        self.sums = np.empty((threads, widest), np.float32)
-        half = model.config.head_dim // 2
-        self.tables = np.ascontiguousarray(self.cos[:, :half]), np.ascontiguousarray(self.sin[:, 1])
-        self.eps = np.float32(model.config.norm_eps)
-        self.weights = [layer.arrays() for layer in self.layers]
-        self.x.fill(0)
-        self._add_layer(0)
-        self._read_logits()
+        self.threads = min(MAX_THREADS, torch_threads, numba.get_num_threads())
+        self.step([0] * len(cache.lengths))
+        cache.lengths = [0] * len(cache.lengths)
         torch.set_num_threads(torch_threads)  # numba, as it starts, sets the number for all that use OpenMP
-        if threads > 1 and numba.threading_layer() == "workqueue":  # its threads wake too slowly to gain anything
-            self.sums = self.sums[:1]
+        if self.threads > 1 and numba.threading_layer() == "workqueue":  # its threads wake too slowly to gain anything
+            self.threads = 1
 
-    def _add_layer(self, number: int) -> None:
-        add_layer(
-            self.x,
-            self.cache.length,
-            self.windows[number],
-            self.eps,
-            self.config.experts_per_token,
-            self.sums,
-            self.keys[number],
-            self.values[number],
-            *self.tables,
-            *self.weights[number],
-        )
-
-    def _read_logits(self) -> Array:
+    def step(self, tokens: list[int]) -> Array:
+        """The logits (N, V) after one more token of each row, which are added to the cache."""
+        cache, x, positions = self.cache, self.embed[tokens], np.array(self.cache.lengths)
+        keys, values = array(cache.keys), array(cache.values)
+        for layer, weights in enumerate(self.weights):
+            numbers = (self.config.window(layer), self.eps, self.config.experts_per_token, self.threads)
+            add_layer(x, positions, *numbers, keys[layer], values[layer], *self.tables, *weights)
+        cache.lengths = [length + 1 for length in cache.lengths]
         # no product of NumPy's here: the threads of its BLAS go on spinning for a while, in the way of numba's
-        last_layer(self.x, self.norm, self.eps, self.lm_head, self.logits, self.sums)
-        return self.logits
+        return last_layer(x, self.norm, self.eps, self.lm_head, self.threads)

@@ -1,100 +1,51 @@
-"""Generation: a prompt goes in, tokens come out one by one, without end.
+"""The engine: a model folder that writes, and says what a text costs it."""
 
-When the context is full, its last half is kept, positions start again at zero, and the cache is filled anew from it.
-"""
-
-import math
-import random
-import sys
+import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
-from itertools import islice, takewhile
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
 
-from mini_transformer.config import SamplingConfig
-from mini_transformer.errors import UserError
-from mini_transformer.generation.sampling import sample
-from mini_transformer.generation.single_row import SingleRow, fits
-from mini_transformer.model.attention import KVCache
+from mini_transformer.config import GenerateConfig, SamplingConfig
+from mini_transformer.errors import UserError, did_you_mean
+from mini_transformer.evaluation.likelihood import Score, score
+from mini_transformer.generation.decoding import generate_tokens
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import CONFIG, read_model, read_suppress_tokens
+from mini_transformer.runtime import pick_device
+from mini_transformer.settings import fill
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
-from mini_transformer.text.tokenizer import Tokenizer
+from mini_transformer.text.tokenizer import DecodeStream, Tokenizer
 
-# what decides whether numba pays, in seconds: to load it, and what it saves for each token
-LOADING, SAVED_PER_LAYER, SAVED_PER_WEIGHT = 1.0, 3e-5, 5e-11
-
-
-def context_start(tokens: int, block_size: int) -> int:
-    """The first token of the context from which the next one is predicted, after `tokens` tokens in all."""
-    step = block_size - block_size // 2
-    return max(0, math.ceil((tokens - block_size) / step)) * step
-
-
-def single_row(model: Decoder, cache: KVCache, tokens: int) -> SingleRow | None:
-    """What takes the step of one token in place of the model in a text of so many tokens; None where nothing fits."""
-    if not fits(model):
-        return None
-    config, weights = model.config, model.parameter_counts()[1]
-    if tokens * (config.n_layer * SAVED_PER_LAYER + weights * SAVED_PER_WEIGHT) >= LOADING and find_spec("numba"):
-        try:
-            from mini_transformer.generation.compiled import CompiledRow
-
-            return CompiledRow(model, cache)
-        except Exception as error:  # numba on a machine that we have not seen; everything can be written without it
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"numba does not compile the step, NumPy takes it ({reason})", file=sys.stderr)
-    return SingleRow(model, cache)
-
-
-def generate_tokens(
-    model: Decoder,
-    prompt: list[int],
-    sampling: SamplingConfig,
-    generator: random.Random,
-    suppress_tokens: list[int],
-    max_new_tokens: int = 0,
-) -> Iterator[int]:
-    """Token ids that continue a prompt of one or more, without end; never those of `suppress_tokens`.
-
-    `max_new_tokens`: how many will be taken, where that is known; it decides what is worth preparing. Raises
-    `UserError` if there is no token to draw.
-    """
-    block_size, parameter = model.config.block_size, next(model.parameters())
-    tokens, start = list(prompt), 0
-    cache = KVCache(model.config, 1, parameter.device, parameter.dtype)
-    row = single_row(model, cache, max_new_tokens)
-    suppressed = np.array(suppress_tokens, dtype=np.intp)
-    while True:
-        previous, start = start, context_start(len(tokens), block_size)
-        if start != previous:
-            cache.length = 0
-        unread = tokens[start + cache.length :]
-        if row is not None and len(unread) == 1:
-            logits_v = row.step(unread[0])
-        else:  # a prompt, or a context that is filled anew: many tokens at once are the model's strength
-            with torch.inference_mode():
-                logits_v = model(torch.tensor([unread], device=parameter.device), cache)[0, -1].float().cpu().numpy()
-        logits_v[suppressed] = -np.inf
-        tokens.append(sample(logits_v, sampling, generator))
-        yield tokens[-1]
+MAX_ROWS = 64  # that are written at a time
+SETTINGS = [f.name for part in (GenerateConfig, SamplingConfig) for f in fields(part) if f.name != "model_dir"]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Generates text with a model and its tokenizer; `suppress_tokens` are the ids that are never drawn."""
+    """Writes text with a model and its tokenizer; `suppress_tokens` are the ids that are never drawn.
+
+    The settings of a text are, with the defaults of `generate.py`: `max_new_tokens`, `temperature` (0: always the
+    likeliest token), `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` (None: a new one) and `stop_at_end`. Where
+    the model ends a document, a text stops if `stop_at_end`, else two blank lines follow and the next one. The same
+    seed gives the same text. Raises `UserError` for a setting that is unknown or outside its limits, and for a prompt
+    that is not valid Unicode.
+    """
 
     model: Decoder
     tokenizer: Tokenizer
     suppress_tokens: list[int]
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> "Engine":
+    def load(cls, folder: str | Path, device: str | torch.device = "auto") -> "Engine":
         """The engine of a model folder. Raises `UserError` if it is missing, incomplete or damaged."""
+        folder = Path(folder)
+        if isinstance(device, str):
+            kind, _, number = device.partition(":")  # cuda:1
+            device = pick_device(kind, number or None)
         model, tokenizer = read_model(folder, device), Tokenizer.load(folder)
         suppress_tokens = read_suppress_tokens(folder)
         has, says = tokenizer.vocab_size, model.config.vocab_size
@@ -105,18 +56,55 @@ class Engine:
         padding = range(has, says)  # ids of the model that are no tokens
         return cls(model, tokenizer, [*{i for i in suppress_tokens if i < says}, *padding])
 
-    def generate(
-        self, prompt: str, max_new_tokens: int, sampling: SamplingConfig, seed: int, stop_at_end: bool = False
-    ) -> Iterator[str]:
-        """The text that continues a prompt, which may be empty: piece by piece, without the prompt itself.
+    @overload
+    def generate(self, prompt: str = "", max_new_tokens: int = 400, **settings: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], max_new_tokens: int = 400, **settings: Any) -> list[str]: ...
+    def generate(self, prompt: str | list[str] = "", max_new_tokens: int = 400, **settings: Any) -> str | list[str]:
+        """The text that continues a prompt, without the prompt; of a list of prompts, a list of texts.
 
-        Where the model ends a document, the text stops if `stop_at_end`, else two blank lines follow and the next one.
-        The same seed gives the same text. Raises `UserError` for a prompt that is not valid Unicode.
+        Prompt i of a list has the seed `seed` + i, and gets the text that it gets alone with that seed.
         """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        texts = [""] * len(prompts)
+        for i, piece in self.stream_batch(prompts, max_new_tokens, **settings):
+            texts[i] += piece
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(self, prompt: str = "", max_new_tokens: int = 400, **settings: Any) -> Iterator[str]:
+        """The same piece by piece, as it is written."""
+        return (piece for _, piece in self.stream_batch([prompt], max_new_tokens, **settings))
+
+    def stream_batch(self, prompts: list[str], max_new_tokens: int = 400, **settings: Any) -> Iterator[tuple[int, str]]:
+        """The same of several prompts together: pairs of the number of a prompt and a piece of its text."""
+        settings["max_new_tokens"] = max_new_tokens
+        for name in settings:
+            if name not in SETTINGS:
+                raise UserError(f"`{name}`: unknown setting{did_you_mean(name, SETTINGS)}")
+        config, sampling = fill(GenerateConfig, settings), fill(SamplingConfig, settings)
+        seed = secrets.randbelow(2**31) if config.seed is None else config.seed
         eot_id = self.tokenizer.eot_id
-        ids = [eot_id, *self.tokenizer.encode(prompt).tolist()]
-        endless = generate_tokens(self.model, ids, sampling, random.Random(seed), self.suppress_tokens, max_new_tokens)
-        tokens: Iterator[int] = islice(endless, max_new_tokens)
-        if stop_at_end:
-            tokens = takewhile(lambda token: token != eot_id, tokens)
-        return self.tokenizer.decode_stream(tokens, DOCUMENT_SEPARATOR)
+        ids = [[eot_id, *self.tokenizer.encode(prompt).tolist()] for prompt in prompts]
+        return self._stream(ids, config, sampling, seed)
+
+    def _stream(
+        self, ids: list[list[int]], config: GenerateConfig, sampling: SamplingConfig, seed: int
+    ) -> Iterator[tuple[int, str]]:
+        stop_id = self.tokenizer.eot_id if config.stop_at_end else None
+        for first in range(0, len(ids), MAX_ROWS):
+            prompts = ids[first : first + MAX_ROWS]
+            generators = [np.random.default_rng(seed + first + i) for i in range(len(prompts))]
+            texts = [DecodeStream(self.tokenizer, DOCUMENT_SEPARATOR) for _ in prompts]
+            tokens = generate_tokens(
+                self.model, prompts, sampling, generators, self.suppress_tokens, config.max_new_tokens, stop_id
+            )
+            for i, token in tokens:
+                if piece := texts[i].step(token):
+                    yield first + i, piece
+            for i, text in enumerate(texts):
+                if piece := text.end():
+                    yield first + i, piece
+
+    def score(self, text: str) -> Score:
+        """How likely the model finds a text, token by token. Raises `UserError` if it is empty."""
+        return score(self.model, self.tokenizer, text)

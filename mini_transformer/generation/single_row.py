@@ -125,12 +125,12 @@ class SingleRow:
     def step(self, token: int) -> Array:
         """The logits (V,) after one more token, which is added to the cache."""
         np.copyto(self.x, self.embed[token])
-        position = self.cache.length
+        (position,) = self.cache.lengths
         np.copyto(self.cos_now, self.cos[position])
         np.copyto(self.sin_now, self.sin[position])
         for number in range(len(self.layers)):
             self._add_layer(number)
-        self.cache.length += 1
+        self.cache.lengths = [position + 1]
         return self._read_logits()
 
     def _add_layer(self, number: int) -> None:
@@ -156,7 +156,7 @@ class SingleRow:
         qkv, scores, top, mixed, part = self.qkv, self.scores, self.top, self.mixed, self.part
         keys, values = self.keys[number], self.values[number]
         G, M, D = mixed.shape
-        rotated, end = G * M + G, self.cache.length + 1
+        rotated, end = G * M + G, self.cache.lengths[0] + 1
         start = max(0, end - self.windows[number])
 
         np.dot(self._normalise(layer.attention_norm), layer.qkv, qkv.reshape(-1))

@@ -1,6 +1,6 @@
 """Grouped-query attention with learned sinks and a sliding window, as in GPT-OSS; `sdpa` computes it.
 
-Axes: L layers, B batch, G key/value heads, T new tokens, C channels, D head size.
+Axes: L layers, B batch, G key/value heads, T new tokens, S all tokens, C channels, D head size.
 """
 
 import torch
@@ -12,20 +12,50 @@ from mini_transformer.model.sdpa import sdpa_with_sinks
 
 
 class KVCache:
-    """Keys and values of up to one block of tokens (`length` so far), so that one more token costs one step."""
+    """Keys and values of the tokens that rows of a batch hold (`lengths` of them), so that one more costs one step.
 
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layer, batch, config.n_kv_head, config.block_size, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (L, B, G, block size, D)
+    S is the block size, or `size`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype, size: int | None = None
+    ) -> None:
+        shape = (config.n_layer, batch, config.n_kv_head, size or config.block_size, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (L, B, G, S, D)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+        self.lengths = [0] * batch
+
+    def begin(self, count: int) -> Tensor:
+        """The positions (B, T) of the next `count` tokens of each row, where `extend` will put them."""
+        device = self.keys.device
+        lengths_b = torch.tensor(self.lengths, device=device)
+        self._rows_b1 = torch.arange(len(self.lengths), device=device)[:, None]
+        self._positions_bt = lengths_b[:, None] + torch.arange(count, device=device)
+        self._end = max(self.lengths) + count
+        self.lengths = [length + count for length in self.lengths]
+        return self._positions_bt
 
     def extend(self, layer: int, k_bgtd: Tensor, v_bgtd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a layer's new keys and values; returns all of them, (B, G, length + T, D), and leaves `length`."""
-        end = self.length + k_bgtd.shape[2]
-        self.keys[layer, :, :, self.length : end] = k_bgtd
-        self.values[layer, :, :, self.length : end] = v_bgtd
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Append a layer's new keys and values; returns those of all rows up to the longest, (B, G, S, D)."""
+        for cached, new in ((self.keys[layer], k_bgtd), (self.values[layer], v_bgtd)):
+            cached[self._rows_b1, :, self._positions_bt] = new.transpose(1, 2)
+        return self.keys[layer, :, :, : self._end], self.values[layer, :, :, : self._end]
+
+    def query_positions(self) -> Tensor | None:
+        """The positions (B, T) of the newest tokens; None where rows are equally long, so that they are the last."""
+        return self._positions_bt if len(set(self.lengths)) > 1 else None
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def copy(self, rows: list[int], other: "KVCache", others: list[int]) -> None:
+        """Let rows hold what the rows `others` of another cache do."""
+        for row, source in zip(rows, others, strict=True):
+            length = self.lengths[row] = other.lengths[source]
+            self.keys[:, row, :, :length] = other.keys[:, source, :, :length]
+            self.values[:, row, :, :length] = other.values[:, source, :, :length]
 
 
 class Attention(nn.Module):
@@ -50,6 +80,9 @@ class Attention(nn.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (proj(x_btc).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in projections)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
+        positions_bt = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        return self.o_proj(sdpa_with_sinks(q, k, v, self.sinks, self.window).transpose(1, 2).flatten(2))
+            positions_bt = cache.query_positions()
+        out = sdpa_with_sinks(q, k, v, self.sinks, self.window, positions_bt)
+        return self.o_proj(out.transpose(1, 2).flatten(2))

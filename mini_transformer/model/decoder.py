@@ -96,26 +96,32 @@ class Decoder(nn.Module):
             else:
                 parameter.normal_(std=0.02)
 
-    def forward(self, ids_bt: Tensor, cache: KVCache | None = None, targets_bt: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids_bt: Tensor,
+        cache: KVCache | None = None,
+        targets_bt: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """Logits (B, T, V); with targets (B, T), the sum of their -log p, in nats and float32, instead.
 
-        With a cache, `ids_bt` are the tokens after those that it holds, and are added to it. Raises `ValueError` if
-        these are more tokens than the block size in all.
+        With a cache, `ids_bt` are the tokens after those that each of its rows holds, and are added to it.
+        `logits_to_keep`: only those of the last tokens, as many (0: all). Raises `ValueError` if a row has more tokens
+        than the block size in all.
         """
-        start = cache.length if cache is not None else 0
-        end = start + ids_bt.shape[1]
+        T = ids_bt.shape[1]
+        end = T + (max(cache.lengths) if cache is not None else 0)
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit a block of {self.config.block_size}")
-        rotary = (self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end])
+        positions = slice(T) if cache is None else cache.begin(T).unsqueeze(1)  # one for all heads
+        rotary = (self.get_buffer("cos")[positions], self.get_buffer("sin")[positions])
         x_btc = self.dropout(self.embed_tokens(ids_bt))
         # whoever studies the model by hooks wants its logits
         fast = (self.training or targets_bt is not None) and cache is None and fused.suits(x_btc)
         for block in self.layers:
             x_btc = block(x_btc, rotary, cache, fast)
-        if cache is not None:
-            cache.length = end
         if targets_bt is None:
-            return self.lm_head(self.norm(x_btc))
+            return self.lm_head(self.norm(x_btc[:, -logits_to_keep:]))
         if fast:
             head = (self.norm.eps, self.norm.weight, self.lm_head.weight)
             return fused.HeadLoss.apply(x_btc, targets_bt, *head)

@@ -41,7 +41,7 @@ def rotary_table(rope: RopeConfig, head_dim: int, positions: int) -> tuple[Tenso
 
 
 def rotate(x_bhtd: Tensor, cos_td: Tensor, sin_td: Tensor) -> Tensor:
-    """Rotate queries or keys (B, H, T, D) by the angles of their positions; the tables are (T, D/2)."""
+    """Rotate queries or keys (B, H, T, D) by the angles of their positions; tables are (T, D/2) or (B, 1, T, D/2)."""
     first, second = x_bhtd.chunk(2, dim=-1)
     cos, sin = cos_td.to(x_bhtd.dtype), sin_td.to(x_bhtd.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

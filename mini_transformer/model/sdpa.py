@@ -12,24 +12,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def sliding_window_bias(q_bhtd: Tensor, keys: int, window: int) -> Tensor:
-    """Added to the scores (T, S): 0 for the keys a query sees, itself and `window` - 1 before it; else -inf."""
-    i = torch.arange(keys - q_bhtd.shape[2], keys, device=q_bhtd.device)[:, None]  # queries are the last keys
+def sliding_window_bias(q_bhtd: Tensor, keys: int, window: int, positions_bt: Tensor | None = None) -> Tensor:
+    """Added to the scores: 0 for the keys a query sees, itself and `window` - 1 before it; else -inf.
+
+    (T, S) where the queries are the last keys; (B, 1, T, S) with positions (B, T) of the queries.
+    """
     j = torch.arange(keys, device=q_bhtd.device)
-    hidden_ts = (j > i) | (i - j >= window)
-    return q_bhtd.new_zeros(hidden_ts.shape).masked_fill(hidden_ts, float("-inf"))
+    i = j[-q_bhtd.shape[2] :, None] if positions_bt is None else positions_bt[:, None, :, None]
+    hidden = (j > i) | (i - j >= window)
+    return q_bhtd.new_zeros(hidden.shape).masked_fill(hidden, float("-inf"))
 
 
 def sdpa_reference(
-    q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Tensor, window: int
+    q_bhtd: Tensor,
+    k_bgsd: Tensor,
+    v_bgsd: Tensor,
+    sinks_h: Tensor,
+    window: int,
+    positions_bt: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out: returns the output (B, H, T, D) and the probabilities (B, H, T, S), sink dropped."""
+    """Attention written out: returns the output (B, H, T, D) and the probabilities (B, H, T, S), sink dropped.
+
+    `positions_bt`: of the queries, where they are not the last keys.
+    """
     B, H, T, D = q_bhtd.shape
     G, S = k_bgsd.shape[1:3]
     q = q_bhtd.reshape(B, G, H // G, T, D)
     scores = torch.einsum("bgmtd,bgsd->bgmts", q, k_bgsd).reshape(B, H, T, S).float() * D**-0.5
-    if T > 1 or window < S:
-        scores = scores + sliding_window_bias(q_bhtd, S, window)
+    if T > 1 or window < S or positions_bt is not None:
+        scores = scores + sliding_window_bias(q_bhtd, S, window, positions_bt)
     sink = sinks_h.float().view(1, H, 1, 1).expand(B, H, T, 1)
     probabilities = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1].to(v_bgsd.dtype)
     out = torch.einsum("bgmts,bgsd->bgmtd", probabilities.reshape(B, G, H // G, T, S), v_bgsd)
@@ -37,14 +48,14 @@ def sdpa_reference(
 
 
 def flash_forward(
-    q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, bias_ts: Tensor | None
+    q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """PyTorch's CPU flash kernel, causal where there is no bias, with the sinks added.
 
     Returns the output (B, H, T, D) and the log-sum-exp (B, H, T), in float32 and that includes the sinks.
     """
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q_bhtd, k_bhsd, v_bhsd, 0.0, bias_ts is None, attn_mask=bias_ts
+        q_bhtd, k_bhsd, v_bhsd, 0.0, bias is None, attn_mask=bias
     )
     lse, sink = lse.view(q_bhtd.shape[:3]), sinks_h.float()[:, None]
     return out.mul_(torch.sigmoid(lse - sink).unsqueeze(-1)), torch.logaddexp(lse, sink)
@@ -80,25 +91,33 @@ class _FlashWithSinks(torch.autograd.Function):
         return *flash_backward(grad, *ctx.saved_tensors), None
 
 
-def sdpa_with_sink_key(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, bias_ts: Tensor) -> Tensor:
+def sdpa_with_sink_key(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, sinks_h: Tensor, bias: Tensor) -> Tensor:
     """PyTorch's attention with one more key in front, whose score is the sink and whose value is zero (any device)."""
     B, H, T = q_bhtd.shape[:3]
     k, v = F.pad(k_bhsd, (0, 0, 1, 0)), F.pad(v_bhsd, (0, 0, 1, 0))
-    sink = sinks_h.to(q_bhtd.dtype).view(1, H, 1, 1).expand(1, H, T, 1)
-    bias = torch.cat((sink, bias_ts.expand(1, H, *bias_ts.shape)), dim=-1)
-    return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=bias.expand(B, -1, -1, -1))
+    sink = sinks_h.to(q_bhtd.dtype).view(1, H, 1, 1).expand(B, H, T, 1)
+    bias = torch.cat((sink, bias.expand(B, H, T, -1)), dim=-1)
+    return F.scaled_dot_product_attention(q_bhtd, k, v, attn_mask=bias)
 
 
-def sdpa_with_sinks(q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, sinks_h: Tensor, window: int) -> Tensor:
+def sdpa_with_sinks(
+    q_bhtd: Tensor,
+    k_bgsd: Tensor,
+    v_bgsd: Tensor,
+    sinks_h: Tensor,
+    window: int,
+    positions_bt: Tensor | None = None,
+) -> Tensor:
     """Attention output (B, H, T, D), by the fastest way for the device and the shape; equal to `sdpa_reference`."""
     H, T = q_bhtd.shape[1:3]
     G, S = k_bgsd.shape[1:3]
     if T == 1:
-        return sdpa_reference(q_bhtd, k_bgsd, v_bgsd, sinks_h, window)[0]
+        return sdpa_reference(q_bhtd, k_bgsd, v_bgsd, sinks_h, window, positions_bt)[0]
     k, v = (x.repeat_interleave(H // G, dim=1) if G < H else x for x in (k_bgsd, v_bgsd))
     if q_bhtd.device.type != "cpu":
-        return sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_bias(q_bhtd, S, window))
-    bias_ts = sliding_window_bias(q_bhtd, S, window) if T < S or window < S else None
+        return sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_bias(q_bhtd, S, window, positions_bt))
+    is_causal = T == S and window >= S and positions_bt is None
+    bias = None if is_causal else sliding_window_bias(q_bhtd, S, window, positions_bt)
     # the kernel takes the numbers of a head for neighbours in memory, which rotary leaves them, but for heads of two
     q_bhtd, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_bhtd, k, v))
-    return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, bias_ts)
+    return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, bias)

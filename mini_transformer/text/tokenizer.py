@@ -230,15 +230,9 @@ class Tokenizer:
         """The text of token ids, without special tokens; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
-    def decode_stream(self, ids: Iterable[int], separator: str) -> Iterator[str]:
-        """The text of token ids as they come, in pieces of whole characters, with `separator` for `<|endoftext|>`."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for i in ids:
-            piece = decoder.decode(self._bytes[i], final=i == self.eot_id) + (separator if i == self.eot_id else "")
-            if piece:
-                yield piece
-        if piece := decoder.decode(b"", final=True):
-            yield piece
+    def bytes_of(self, i: int) -> bytes:
+        """The bytes of a token id; none for special tokens."""
+        return self._bytes[i]
 
     def _token_bytes(self) -> list[bytes]:
         """The bytes of each token; none for special tokens."""
@@ -253,3 +247,20 @@ class Tokenizer:
                 raise UserError(f"{TOKENIZER_FILE}: token {i} ({symbols!r:.40}) is not bytes; expected byte-level BPE")
             tokens.append(bytes(SYMBOL_BYTES[symbol] for symbol in symbols))
         return tokens
+
+
+class DecodeStream:
+    """The text of token ids as they come, in pieces of whole characters, with `separator` for `<|endoftext|>`."""
+
+    def __init__(self, tokenizer: Tokenizer, separator: str) -> None:
+        self._tokenizer, self._separator = tokenizer, separator
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def step(self, i: int) -> str:
+        """The text that one more token completes; may be empty."""
+        is_eot = i == self._tokenizer.eot_id
+        return self._decoder.decode(self._tokenizer.bytes_of(i), final=is_eot) + (self._separator if is_eot else "")
+
+    def end(self) -> str:
+        """What is left of an incomplete character."""
+        return self._decoder.decode(b"", final=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mini_transformer.config import Phase, SamplingConfig, TrainConfig
+from mini_transformer.config import Phase, TrainConfig
 from mini_transformer.data.prepare import TrainingData
 from mini_transformer.data.stream import rows_of
 from mini_transformer.errors import UserError
@@ -253,7 +253,7 @@ class Trainer:
         pieces = []
         with averaged_weights(self.model):
             engine = Engine(self.model, self.data.tokenizer, self.data.suppress_tokens)
-            for piece in engine.generate("", tokens, SamplingConfig(), seed=self.config.run.seed):
+            for piece in engine.stream(max_new_tokens=tokens, seed=self.config.run.seed):
                 self.check_stop()
                 pieces.append(piece)
         return "".join(pieces)

@@ -1,5 +1,3 @@
-import random
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ LOGITS = np.log(np.array([0.5, 0.1, 0.25, 0.15], dtype=np.float32))
 
 
 def frequencies(sampling: SamplingConfig, draws: int = 4000) -> list[float]:
-    generator = random.Random(0)
+    generator = np.random.default_rng(0)
     drawn = [sample(LOGITS, sampling, generator) for _ in range(draws)]
     return [drawn.count(i) / draws for i in range(len(LOGITS))]
 
@@ -36,7 +34,7 @@ def test_frequencies(sampling: SamplingConfig, expected: list[float]) -> None:
 def test_a_suppressed_token_is_never_drawn_at_any_temperature() -> None:
     logits = LOGITS.copy()
     logits[0] = float("-inf")
-    generator = random.Random(0)
+    generator = np.random.default_rng(0)
     for temperature in (0.0, 1e-9, 1.0, 1e9):
         assert 0 not in {sample(logits, SamplingConfig(temperature), generator) for _ in range(50)}
 
@@ -45,13 +43,13 @@ def test_a_suppressed_token_is_never_drawn_at_any_temperature() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_without_a_token_to_draw_one_line_says_so(value: float, temperature: float) -> None:
     with pytest.raises(UserError, match="the model gives no token a probability"):
-        sample(np.full(5, value, dtype=np.float32), SamplingConfig(temperature), random.Random(0))
+        sample(np.full(5, value, dtype=np.float32), SamplingConfig(temperature), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0, -1000.0])
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-9])
 def test_a_tiny_temperature_takes_the_likeliest_token(temperature: float, shift: float) -> None:
-    generator = random.Random(0)
+    generator = np.random.default_rng(0)
     for sampling in (
         SamplingConfig(temperature),
         SamplingConfig(temperature, top_k=3),

@@ -2,27 +2,27 @@
 
 import dataclasses
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig, SamplingConfig
-from mini_transformer.generation.engine import generate_tokens, single_row
-from mini_transformer.generation.single_row import SingleRow
+from mini_transformer.generation.decoding import Step, make_cache, make_step
 from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Decoder
-from tests.conftest import ROOT, generate_without_cache
+from tests.conftest import ROOT, generate_one, generate_without_cache
 
-TOKENS = {"numpy": 1, "numba": 10**9}  # the length of a text for which the engine takes each
+TOKENS = {"numpy": 100, "numba": 10**9}  # the length of a text for which the engine takes each
 needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 both = pytest.mark.parametrize("way", ["numpy", pytest.param("numba", marks=needs_numba)])
 VOCABULARY = 40
@@ -49,25 +49,25 @@ def random_model(config: ModelConfig, std: float = 0.3, seed: int = 1) -> Decode
     return model
 
 
-def make(way: str, model: Decoder) -> SingleRow:
-    row = single_row(model, KVCache(model.config, 1, torch.device("cpu"), torch.float32), TOKENS[way])
-    assert row is not None
-    assert type(row).__name__ == {"numpy": "SingleRow", "numba": "CompiledRow"}[way]
-    return row
+def make(way: str, model: Decoder, batch: int = 1) -> tuple[Step, KVCache]:
+    cache = make_cache(model, batch)
+    step = make_step(model, cache, TOKENS[way])
+    assert step.__qualname__ == {"numpy": "make_step.<locals>.<lambda>", "numba": "CompiledRows.step"}[way]
+    return step, cache
 
 
 def assert_equal_logits(way: str, model: Decoder, prefilled: int = 0) -> None:
     """At each position of a block, of which the model itself reads the first few tokens."""
     size = model.config.block_size
     ids = torch.randint(VOCABULARY, (1, size))
-    row = make(way, model)
+    step, cache = make(way, model)
     with torch.inference_mode():
         expected = model(ids)[0]
         if prefilled:
-            model(ids[:, :prefilled], row.cache)
-    found = torch.stack([torch.from_numpy(row.step(int(i)).copy()) for i in ids[0, prefilled:]])
+            model(ids[:, :prefilled], cache)
+    found = torch.cat([torch.from_numpy(step([i])) for i in ids[0, prefilled:].tolist()])
     torch.testing.assert_close(found, expected[prefilled:], rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-    assert row.cache.length == size
+    assert cache.lengths == [size]
 
 
 @both
@@ -107,13 +107,53 @@ def test_logits_of_any_shape(way: str, data: st.DataObject) -> None:
     assert_equal_logits(way, random_model(config, seed=draw(0, 9)), draw(0, 1))
 
 
+@needs_numba
+@pytest.mark.parametrize("case", CASES)
+def test_rows_of_a_batch_are_the_same_bit_for_bit_as_alone(case: str) -> None:
+    model = random_model(CASES[case])
+    ids = torch.randint(VOCABULARY, (7, 9)).tolist()
+    lengths = [0, 1, 2, 3, 3, 0, 1]  # of each row, when the steps begin
+
+    def logits(rows: list[int]) -> list[Any]:
+        step, cache = make("numba", model, len(rows))
+        with torch.inference_mode():
+            for i, row in enumerate(rows):
+                part = make_cache(model, 1)
+                if lengths[row]:
+                    model(torch.tensor([ids[row][: lengths[row]]]), part)
+                cache.copy([i], part, [0])
+        return [step([ids[row][lengths[row] + n] for row in rows]) for n in range(6)]
+
+    together = logits(list(range(7)))
+    for row in range(7):
+        for alone, batch in zip(logits([row]), together, strict=True):
+            assert (alone[0] == batch[row]).all()
+
+
+@needs_numba
+@pytest.mark.parametrize("shape", [(37, 45), (130, 500), (520, 515)])  # one thread; threads with rows; with parts
+def test_a_row_of_a_product_is_the_same_bit_for_bit_as_alone(shape: tuple[int, int]) -> None:
+    from mini_transformer.generation.compiled import add_product
+
+    random_numbers = np.random.default_rng(0)
+    x = random_numbers.standard_normal((7, shape[0])).astype(np.float32)
+    matrix = random_numbers.standard_normal(shape).astype(np.float32)
+    together = np.ones((7, shape[1]), np.float32)
+    add_product(x, matrix, together, 2)
+    np.testing.assert_allclose(together, x @ matrix + 1, rtol=1e-4, atol=1e-4)
+    for n in range(7):
+        alone = np.ones((1, shape[1]), np.float32)
+        add_product(x[n : n + 1], matrix, alone, 2)
+        assert (alone[0] == together[n]).all()
+
+
 @both
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_texts_equal_the_uncached_ones_past_the_block(way: str, temperature: float) -> None:
     model, sampling = random_model(CASES["grouped heads, sliding window"]), SamplingConfig(temperature)
     for prompt in ([3], [i * 7 % VOCABULARY for i in range(30)]):
-        found = generate_tokens(model, prompt, sampling, random.Random(5), [2, 9], TOKENS[way])
-        expected = generate_without_cache(model, prompt, sampling, random.Random(5), [2, 9])
+        found = generate_one(model, prompt, sampling, np.random.default_rng(5), [2, 9], TOKENS[way])
+        expected = generate_without_cache(model, prompt, sampling, np.random.default_rng(5), [2, 9])
         assert list(islice(found, 60)) == list(islice(expected, 60))
 
 
@@ -122,21 +162,20 @@ def test_changed_weights_are_seen_by_the_next_text(way: str) -> None:
     model, sampling = random_model(SMALL), SamplingConfig(0)
 
     def text(generate: Callable[..., object], *more: int) -> list[int]:
-        return list(islice(generate(model, [1], sampling, random.Random(0), [], *more), 20))  # type: ignore[call-overload]
+        return list(islice(generate(model, [1], sampling, np.random.default_rng(0), [], *more), 20))  # type: ignore[call-overload]
 
-    before = text(generate_tokens, TOKENS[way])
+    before = text(generate_one, TOKENS[way])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.8).add_(0.05)
-    after = text(generate_tokens, TOKENS[way])
+    after = text(generate_one, TOKENS[way])
     assert before != after == text(generate_without_cache)
 
 
 def test_other_models_take_their_own_step() -> None:
-    cache = KVCache(SMALL.resolve(VOCABULARY), 1, torch.device("cpu"), torch.float32)
-    assert single_row(random_model(SMALL).bfloat16(), cache, 1) is None
-    assert single_row(random_model(SMALL).train(), cache, 1) is None  # dropout
-    tokens = generate_tokens(random_model(SMALL).bfloat16(), [1], SamplingConfig(0), random.Random(0), [])
+    for model in (random_model(SMALL).bfloat16(), random_model(SMALL).train()):  # dropout
+        assert make_step(model, make_cache(model, 1), 10**9).__qualname__ == "model_step.<locals>.step"
+    tokens = generate_one(random_model(SMALL).bfloat16(), [1], SamplingConfig(0), np.random.default_rng(0), [])
     assert len(list(islice(tokens, 30))) == 30
 
 
@@ -147,11 +186,9 @@ import sys
 sys.path[:0] = [{str(path)!r}, {str(ROOT)!r}]
 from itertools import islice
 from pathlib import Path
-import torch
-from mini_transformer.config import SamplingConfig
 from mini_transformer.generation.engine import Engine
-engine = Engine.load(Path({str(trained)!r}), torch.device("cpu"))
-print("".join(islice(engine.generate("Un renard", 10**9, SamplingConfig(), 1), 20)))
+engine = Engine.load(Path({str(trained)!r}), "cpu")
+print("".join(islice(engine.stream("Un renard", 10**9, seed=1), 20)))
 {then}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
@@ -162,7 +199,7 @@ print("".join(islice(engine.generate("Un renard", 10**9, SamplingConfig(), 1), 2
 def test_a_numba_that_does_not_work_is_named_and_numpy_writes(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise RuntimeError('no compiler here\\nsecond line')\n")
     text, errors = written(trained, tmp_path)
-    assert errors == "numba does not compile the step, NumPy takes it (RuntimeError: no compiler here)\n"
+    assert errors == "numba does not compile the step, it is taken without (RuntimeError: no compiler here)\n"
     assert len(text) >= 20
 
 
@@ -178,7 +215,7 @@ def test_numba_leaves_torch_its_number_of_threads() -> None:
     code = """if True:
         import torch
         from tests.generation.test_single_row import SMALL, make, random_model
-        make("numba", random_model(SMALL)).step(0)
+        make("numba", random_model(SMALL))[0]([0])
         assert torch.get_num_threads() == 1"""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert not subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment).returncode

@@ -1,8 +1,8 @@
 """The decoder against numbers that `transformers` made (see tests/golden/README.md)."""
 
-import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mini_transformer.config import SamplingConfig
-from mini_transformer.generation.engine import generate_tokens
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import read_model
 from mini_transformer.model.sdpa import sdpa_reference
-from tests.conftest import generate_without_cache
+from tests.conftest import generate_one, generate_without_cache
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ["a_moe_alternating", "b_dense_full_tied", "c_yarn_top1_mqa"]
@@ -92,8 +91,8 @@ def test_gradients(case: tuple[Decoder, dict[str, Tensor]]) -> None:
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_continuation(case: tuple[Decoder, dict[str, Tensor]], use_cache: bool) -> None:
-    generate = generate_tokens if use_cache else generate_without_cache
+    generate = generate_one if use_cache else generate_without_cache
     model, golden = case
     for row in golden["greedy_ids"].reshape(-1, golden["greedy_ids"].shape[-1]).tolist():
-        tokens = generate(model, row[:6], SamplingConfig(temperature=0), random.Random(0), [])
+        tokens = generate(model, row[:6], SamplingConfig(temperature=0), np.random.default_rng(0), [])
         assert [next(tokens) for _ in row[6:]] == row[6:]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mini_transformer.config import RopeConfig, SamplingConfig
 from mini_transformer.errors import UserError
 from mini_transformer.evaluation.likelihood import measure
-from mini_transformer.generation.engine import Engine, generate_tokens
+from mini_transformer.generation.engine import Engine
 from mini_transformer.model.pretrained import (
     CONFIG,
     GENERATION,
@@ -26,7 +27,7 @@ from mini_transformer.model.pretrained import (
     read_suppress_tokens,
 )
 from mini_transformer.text.tokenizer import EOT_TOKEN
-from tests.conftest import FABLES
+from tests.conftest import FABLES, generate_one
 
 CPU = torch.device("cpu")
 FILES = (CONFIG, WEIGHTS, "tokenizer.json", GENERATION)
@@ -80,7 +81,7 @@ def test_greedy_text_equals_that_of_transformers(folder: Path) -> None:
     count = engine.model.config.block_size - prompt.input_ids.shape[1]
     expected = there.generate(**prompt, do_sample=False, max_new_tokens=count, eos_token_id=[])[0].tolist()
     ids = expected[: prompt.input_ids.shape[1]]
-    tokens = generate_tokens(engine.model, ids, SamplingConfig(0), random.Random(0), engine.suppress_tokens)
+    tokens = generate_one(engine.model, ids, SamplingConfig(0), np.random.default_rng(0), engine.suppress_tokens)
     assert [*ids, *(next(tokens) for _ in range(count))] == expected
 
 
@@ -305,7 +306,7 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
             damaged[place : place + chance.randrange(12)] = chance.randbytes(chance.randrange(6))
         (folder / name).write_bytes(damaged)
         try:
-            "".join(Engine.load(folder, CPU).generate("Un été", 3, SamplingConfig(), seed=1))
+            Engine.load(folder, CPU).generate("Un été", 3, seed=1)
         except UserError as error:
             refused.append(str(error))
         (folder / name).write_bytes(whole)
