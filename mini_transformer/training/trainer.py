@@ -35,6 +35,7 @@ from mini_transformer.training.parallel import (
     snapshot,
 )
 from mini_transformer.training.passes import Passes
+from mini_transformer.training.plan import flops_per_token
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
@@ -43,6 +44,7 @@ from mini_transformer.training.validation import validate
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
 SAMPLE_TOKENS, FINAL_TOKENS = 160, 600  # written on the way, and at the end (the length of a fable)
 PATIENCE = 5  # evaluations without improvement after which overfitting is reported
+MAX_FIRST_EVALUATION = 1e12  # floating-point operations of an evaluation before the first step on a CPU
 CPU_TOKENS = 4096  # of a micro-batch: what the caches of a CPU like
 
 
@@ -109,6 +111,8 @@ class Trainer:
             self._write_results()
         except (Stopped, UserError) as error:  # on all ranks: what they are writing will be whole
             if isinstance(error, Stopped):
+                if not (self.progress.phase or self.progress.iteration):
+                    raise Stopped("before the first step") from None  # there is nothing to go on with
                 self._save()
             self.folder.checkpoints.wait()
             raise
@@ -128,7 +132,8 @@ class Trainer:
                 self._save()
 
             # once in a while, and at the end: evaluate on the validation text, keep the best weights (all ranks)
-            if (i % run.eval_interval == 0 or i == iters) and i != progress.evaluated:
+            due = i % run.eval_interval == 0 and (i > 0 or self._evaluates_first())
+            if (due or i == iters) and i != progress.evaluated:
                 self._evaluate()
 
             # once in a while: show how the model writes (all ranks, the text of rank 0 is shown)
@@ -183,6 +188,12 @@ class Trainer:
         values = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
         return values | {"max_expert_load": update_router_bias(self.model, optim.balance_rate)}
 
+    def _evaluates_first(self) -> bool:
+        """Whether the untrained model is measured: not where that takes long, so that the first loss comes soon."""
+        tokens = min(self.config.run.eval_iters * self.batch_size * self.block_size, len(self.data.validation))
+        slow = flops_per_token(self.model.config) / 3 * tokens > MAX_FIRST_EVALUATION
+        return not (slow and self.device.type == "cpu")
+
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
         self.check_stop()
         return self.passes.loss_sum(self.model, inputs_bt, targets_bt, cross_entropy_sum)
@@ -216,7 +227,7 @@ class Trainer:
             if is_best:
                 progress.best_loss, progress.best_step = loss, (progress.phase, i)
                 self.best, self.best_on_disk = snapshot(self.model), False
-        if is_best and (i == 0 or from_rank_zero(self.folder.checkpoints.is_due())):
+        if is_best and i and from_rank_zero(self.folder.checkpoints.is_due()):  # 0: a run of no step claims no folder
             with self.folder.checkpoints.timed():
                 self._write_best()
         bits = loss * self.data.tokens_per_character / math.log(2)
