@@ -16,6 +16,7 @@ from mini_transformer.training.trainer import Trainer
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
 WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
+WORTH_NO_WARM_UP = 1e11  # of a pass on a CPU that is long enough without
 SMALL = "laptop"  # the recipe that a long run on a CPU is pointed to
 MORE_GPUS = "more GPUs or fewer iterations shorten that, and a run that is stopped goes on later"
 
@@ -93,12 +94,14 @@ def seconds_per_step(trainer: Trainer) -> float:
     size, block = trainer.micro_batch_size, trainer.block_size
     if trainer.device.type == "cpu":
         size = min(size, trainer.passes.threads)
+    flops = flops_per_token(trainer.model.config) * size * block
+    no_warm_up = trainer.device.type == "cpu" and flops > WORTH_NO_WARM_UP
     ids = torch.randint(trainer.model.config.vocab_size, (size, block), generator=torch.Generator().manual_seed(0))
     micro_batches = len(trainer.micro_batches)
     exchanging = 1 if world_size() > 1 else micro_batches  # several ranks exchange gradients after the last one only
     seconds = 0.0
     for times, last in ((0, True), (micro_batches - exchanging, False), (exchanging, True)):  # the first warms up
-        if not times and (not last or trainer.device.type == "cpu"):
+        if not times and (not last or no_warm_up):
             continue
         started = time.monotonic()
         trainer.passes.backward((0,), range(size), ids, ids, 1, last)
