@@ -42,7 +42,7 @@ def train(
         run(config)
     except Stopped as stopped:
         if stopped.args:
-            raise KeyboardInterrupt(f"stopped {stopped}; nothing was trained") from None
+            raise KeyboardInterrupt(f"stopped {stopped}; there is nothing to save") from None
         folder = config.run.fork or config.run.out_dir
         raise KeyboardInterrupt(f"stopped; the state is saved in {folder}, and the same call goes on") from None
     return config.run.fork or config.run.out_dir

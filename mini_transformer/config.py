@@ -16,11 +16,12 @@ from typing import Any
 from mini_transformer.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-MIN_VOCAB_SIZE = 257  # each byte and the end token
+MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 2**20  # each byte and the end token; four times what large models have
 DEFAULT_VOCAB_SIZE = 4096
 TRAINABLE_TOKENIZERS = ("char", "bpe")  # the tokenizers that are made from the text
 _LIMITS = {"ge": (ge, "small: at least"), "gt": (gt, "small: it must be above"), "le": (le, "large: at most")}
-_ITERS, _LR, _WEIGHTS = {"ge": 1, "le": 10**8 - 1}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
+MAX_ITERS = 10**8 - 1
+_ITERS, _LR, _WEIGHTS = {"ge": 1, "le": MAX_ITERS}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -109,7 +110,8 @@ class TextConfig:
 
     # free: tokenizers are compared by their fingerprints, not by their names
     tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
-    vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=2**24)
+    vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=MAX_VOCAB_SIZE)
+    val_fraction: float = option(0.1, "fraction of --data that is held out without --val-data", gt=0.0, le=0.5)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)
     max_unreadable: int = option(100, "maximum number of records without readable text to leave out", ge=0, free=True)
@@ -122,11 +124,15 @@ class RunConfig:
     """Where and how the run goes."""
 
     out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR", local=True)
-    val_data: Path | None = option(None, "validation text (default: a tenth of --data)", metavar="FILE", local=True)
+    val_data: Path | None = option(None, "validation text (default: part of --data)", metavar="FILE", local=True)
     encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
     seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
+    max_minutes: float = option(
+        0.0, "train for as many iterations as fit so many minutes, start and end included", ge=0.0, le=1e6
+    )
     eval_interval: int = option(100, "evaluate every N iterations", ge=1)
     eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)
+    early_stop: int = option(0, "end a phase after N evaluations without improvement (0: never)", ge=0)
     sample_interval: int = option(500, "write a sample every N iterations (0: never)", ge=0, free=True)
     checkpoint_interval: int = option(100, "save a checkpoint every N iterations", ge=1, free=True)
     keep: int = option(2, "number of newest checkpoints to keep while a run lasts", ge=1, free=True)
@@ -140,7 +146,7 @@ class RunConfig:
     rank_timeout: float = option(600.0, "seconds until a process that does not answer is lost", gt=0.0, local=True)
     tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
     overwrite: bool = option(False, "replace a run that the folder holds", local=True)
-    init_from: Path | None = option(None, "folder of a model to start from", metavar="DIR", local=True)
+    init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
     fork: Path | None = option(
         None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True
     )

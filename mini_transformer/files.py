@@ -5,12 +5,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from mini_transformer.errors import UserError
+
+MAX_JSON = 25_000_000  # bytes of a JSON file; its values may take as much as 25 times that
+Replacing = Callable[[Path], AbstractContextManager[Path]]
 
 
 @contextmanager
@@ -80,15 +83,26 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def parse_json(content: bytes) -> Any:
+    """The value of JSON, whoever wrote it. Raises `ValueError` if it is none, too large or nested too deeply."""
+    if len(content) > MAX_JSON:
+        raise ValueError(f"more than {MAX_JSON:,} bytes")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises `UserError` if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        with open(path, "rb") as file:
+            return parse_json(file.read(MAX_JSON + 1))
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, replacing: Replacing = replacing) -> None:
     """Write a JSON file, whole or not at all."""
     # the name of a file need not be UTF-8: its lone surrogates become the escapes of JSON
     content = json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", errors="backslashreplace")

@@ -5,6 +5,7 @@ torch is imported where it is used: `log` is for commands that do without it, to
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from mini_transformer.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+STARTED = time.monotonic()  # of the process, but for what Python itself took
 
 
 def is_launched() -> bool:

@@ -33,7 +33,7 @@ def to_type(setting: "Field[Any]", value: Any) -> Any:
         if not isinstance(item, accepted) or isinstance(item, bool) is not (kind is bool):
             expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "a text")
             raise UserError(f"`{setting.name}`: {item!r:.80}: expected {expected}")
-        if isinstance(item, int) and item.bit_length() > (1000 if "le" in setting.metadata else 64):
+        if isinstance(item, int) and item.bit_length() > (1000 if "le" in setting.metadata else 63):
             raise UserError(f"`{setting.name}`: the number is too large")
         if item == "" and setting.default != "":
             raise UserError(f"`{setting.name}`: an empty name")
@@ -71,6 +71,8 @@ def train_config(
         raise UserError(f"`{wrong[0]}`: belongs to training in {'two phases' if missing else 'one phase (`data`)'}")
     dropped = (*foreign, "replay") if missing else foreign
     values = {name: value for name, value in (recipe or {}).items() if name not in dropped} | given
+    if any(name.startswith("max_iters") for name in given):
+        values["max_minutes"] = given.get("max_minutes", 0.0)  # a recipe's gives way
     settings, phases = fill(PhaseSettings, values), []
     for name in names:
         data, suffix = ("data", "") if name == "train" else (f"{name}_data", f"_{name}")
@@ -97,6 +99,7 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     for part in (getattr(config, name) for name in TRAIN_PARTS):
         settings = (f for f in fields(part) if f.metadata and not f.metadata.get("local"))
         values |= {f.name: getattr(part, f.name) for f in settings}
+    del values["max_minutes"]  # which came to `max_iters`
     folder = Path(config.text.tokenizer)
     return values | {"tokenizer": folder.name if folder.exists() else config.text.tokenizer}
 

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mini_transformer import __version__
+from mini_transformer.config import SamplingConfig
+from mini_transformer.generation.engine import Engine
 from mini_transformer.settings import recorded_settings
 from tests.conftest import FABLES, ROOT, TINY
 
@@ -58,7 +61,7 @@ TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
             ["--data", FABLES, "--tokenizer", "CHAR", "--vocab-size", 300],
             "--vocab-size: goes with --tokenizer bpe, not char",
         ),
-        (["--data", FABLES, "--preset", "huge"], "--recipe: 'huge' is no recipe; there are laptop, mission, tiny"),
+        (["--data", FABLES, "--preset", "huge"], "--recipe: 'huge' is no recipe; there are base, fables-10min,"),
         (["--data", FABLES, "--recipe", "tinny"], "--recipe: 'tinny' is no recipe; did you mean tiny?"),
         (["--data", FABLES, "--recipe", "none.toml"], "none.toml: No such file"),
         (["--data", FABLES, "--n_layer", 5], "--n_layer: unknown flag; did you mean --n-layer?"),
@@ -115,6 +118,8 @@ def test_an_empty_folder_of_texts_is_refused(call: Call, tmp_path: Path) -> None
     [
         (["--model-dir", "none"], "none: there is no such model folder; train.py --out-dir none makes one"),
         (["--max-new-tokens", 0], "--max-new-tokens: 0 is too small"),
+        (["--max-new-tokens", 2**63], "--max-new-tokens: the number is too large"),
+        (["--top-k", 10**30], "--top-k: the number is too large"),
         (["--temperature", -1], "--temperature: -1.0 is too small"),
         (["--temperature", "nan"], "--temperature: nan is not a number"),
         (["--top-p", 0], "--top-p: 0.0 is too small: it must be above 0"),
@@ -134,6 +139,11 @@ def test_writing_refuses(call: Call, trained: Path, flags: list[object], message
     assert code == 2
     assert err.splitlines()[-1].startswith(f"generate: {message}"), err
     assert out == ""
+
+
+def test_the_largest_numbers_are_only_large(trained: Path) -> None:
+    engine, most = Engine.load(trained, torch.device("cpu")), 2**63 - 1
+    assert next(engine.generate("Un", most, SamplingConfig(top_k=most), seed=most))
 
 
 def test_writing_prints_the_text_alone(call: Call, trained: Path) -> None:

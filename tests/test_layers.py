@@ -12,10 +12,11 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 # What each room may import, beside itself and what all may. Rooms that are not listed (commands, cli, ...) are on top.
-FOR_ALL = "errors files __version__"
+FOR_ALL = "errors files checksums __version__"
 MAY_IMPORT = {
     "errors": "",
     "files": "",
+    "checksums": "",
     "config": "",
     "settings": "config",
     "recipes": "config settings",

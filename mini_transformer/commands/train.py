@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     recipes = "; ".join(f"{name}: {load_recipe(name).about}" for name in recipe_names())
     help = f"settings that suit each other ({recipes}), a .toml file, or the run.json of a run to repeat; flags win"
     length.add_argument("--recipe", "--preset", type=name, metavar="NAME|FILE", help=help, default=argparse.SUPPRESS)
+    add_fields(length, RunConfig, ["max_minutes"])
     for setting in ("max_iters", "lr"):
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
     run = ["out_dir", "overwrite", "init_from", "fork", "tensorboard", "device", "gpus", "nproc", "parallel"]
-    run += ["rank_timeout", "precision", "micro_batch_size", "seed", "eval_interval", "eval_iters"]
+    run += ["rank_timeout", "precision", "micro_batch_size", "seed", "eval_interval", "eval_iters", "early_stop"]
     run += ["sample_interval", "checkpoint_interval", "keep", "keep_checkpoints"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     return configure(vars(parser.parse(argv)))
@@ -67,9 +69,12 @@ def configure(given: dict[str, Any]) -> TrainConfig:
                 "`recipe`: it is the record of a run from a model's weights; name its folder as `init_from`"
             )
         return config
+    from mini_transformer.model.pretrained import model_folder
     from mini_transformer.training.initialisation import start_from
 
-    return start_from(config.run.init_from, config, given, recipe.settings)
+    folder = model_folder(config.run.init_from)
+    config = replace(config, run=replace(config.run, init_from=folder))
+    return start_from(folder, config, given, recipe.settings)
 
 
 def split_weight(word: str) -> tuple[str, str]:
@@ -115,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
             run(config)
         except Stopped as stopped:
             if stopped.args:
-                log(f"Stopped {stopped}; nothing was trained, and the folder is free.")
+                log(f"Stopped {stopped}; there is nothing to save.")
                 return EXIT_INTERRUPTED
             folder = config.run.fork or config.run.out_dir
             log(f"Stopped; the state is saved in {folder}. The same command goes on from here.")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from mini_transformer.errors import UserError
-from mini_transformer.files import write_json
+from mini_transformer.files import read_json, write_json
 
 
 def digest(*parts: Any) -> str:
@@ -37,18 +37,19 @@ class DataCache:
                 f"`cache_dir`: {self.folder} cannot be written ({error.strerror or error}); choose another place"
             ) from None
 
-    def find(self, kind: str, key: str, types: Mapping[str, type]) -> dict[str, Any] | None:
-        """The values that were kept under a key, of these names and types; None if there are none, or damaged ones."""
+    def find(self, kind: str, key: str, names: Collection[str]) -> dict[str, Any] | None:
+        """The values of these names that were kept under a key; None if there are none, or damaged ones."""
         try:
-            found = json.loads((self.folder / kind / f"{key}.json").read_text(encoding="utf-8"))
-            return found if {name: type(value) for name, value in found.items()} == types else None
-        except (OSError, ValueError, AttributeError, RecursionError):
+            found = read_json(self.folder / kind / f"{key}.json")
+            values = {name: found[name] for name in names}
+            return values if found["digest"] == digest(values) else None
+        except (UserError, LookupError, TypeError):
             return None
 
     def keep(self, kind: str, key: str, values: dict[str, Any]) -> None:
         """Keep some values for `find`."""
         with self.locked(kind, key) as folder:
-            write_json(folder / f"{key}.json", values)
+            write_json(folder / f"{key}.json", {**values, "digest": digest(values)})
 
     @contextmanager
     def locked(self, kind: str, key: str, work: str = "") -> Iterator[Path]:

@@ -18,7 +18,7 @@ import tokenizers
 
 from mini_transformer.config import DEFAULT_VOCAB_SIZE, TRAINABLE_TOKENIZERS, Phase, TextConfig, TrainConfig
 from mini_transformer.data.cache import DataCache, digest
-from mini_transformer.data.corpus import Corpus, SplitMode
+from mini_transformer.data.corpus import Corpus
 from mini_transformer.data.ngrams import MAX_RUNS, RUN, Contamination, ContaminationCheck
 from mini_transformer.data.reading import ReaderConfig
 from mini_transformer.data.sources import Sources
@@ -91,8 +91,9 @@ def prepare_data(config: TrainConfig) -> TrainingData:
     documents = TokenDocuments.joined([found[corpus].validation for corpus in validation])
     shortest = min(phases, key=lambda p: p.batches.epoch_tokens)
     if shortest.batches.epoch_tokens <= MIN_BLOCK or not len(documents):
+        characters = shortest.characters - 3 * shortest.documents  # without the separators
         raise UserError(
-            f"{_names(shortest.phase)}: {shortest.characters} characters of text are too few; "
+            f"{_names(shortest.phase)}: too little text: {characters} character{'s' * (characters != 1)} to train on; "
             f"training and validation need at least {2 * MIN_BLOCK}, and better some thousands"
         )
     seen = {tokenizer.eot_id}.union(*(tokenized.seen for tokenized in found.values()))
@@ -117,19 +118,17 @@ def _groups(config: TrainConfig, cache: DataCache) -> list[list[Weighted]]:
     """The corpora of each phase, then that of validation text of its own. Sources without weights are one corpus."""
     text, run = config.text, config.run
     reader = ReaderConfig(run.encoding, text.text_field, text.max_unreadable)
-    wanted: list[tuple[Sequence[Path], Sequence[float], SplitMode]] = [
-        (p.data, p.weights, "none") for p in config.phases
-    ]
+    wanted: list[tuple[Sequence[Path], Sequence[float], float]] = [(p.data, p.weights, 0.0) for p in config.phases]
     if run.val_data is None:
-        wanted[-1] = (*wanted[-1][:2], "tenth")
+        wanted[-1] = (*wanted[-1][:2], text.val_fraction)
     else:
-        wanted.append(([run.val_data], (), "all"))
+        wanted.append(([run.val_data], (), 1.0))
     return [
         [
-            (weight, Corpus(Sources(paths, reader), mode, cache, text.in_memory))
+            (weight, Corpus(Sources(paths, reader), held_out, cache, text.in_memory))
             for weight, paths in zip(weights or (1.0,), [[path] for path in data] if weights else [data], strict=True)
         ]
-        for data, weights, mode in wanted
+        for data, weights, held_out in wanted
     ]
 
 
@@ -153,7 +152,7 @@ def _tokenizer(text: TextConfig, corpora: Sequence[Corpus], check: Contamination
     if not is_trained or not any(corpus.is_cached for corpus in corpora):
         return learn()
     settings = [text.tokenizer, text.vocab_size or DEFAULT_VOCAB_SIZE, tokenizers.__version__]
-    states = [[corpus.sources.key(cache), corpus.mode] for corpus in corpora]
+    states = [[corpus.sources.key(cache), corpus.val_fraction] for corpus in corpora]
     with cache.locked("tokenizers", digest(settings, states), "learns the same tokenizer") as folder:
         if all(corpus.find_survey() for corpus in corpora):
             with suppress(UserError):  # not there, or damaged
@@ -172,10 +171,10 @@ def _tokenize(
     cache: DataCache,
 ) -> tuple[dict[Corpus, TokenizedCorpus], Contamination]:
     """The tokens of each corpus, and the contamination, for which the same reads serve. That of much text is cached."""
-    training = [corpus for corpus in corpora if corpus.mode != "all"]
+    training = [corpus for corpus in corpora if corpus.val_fraction < 1]
     prints = [[c.fingerprint(validation=True) for c in validation], [c.fingerprint() for c in training]]
     is_cached, key = any(corpus.is_cached for corpus in training), digest(RUN, MAX_RUNS, prints)
-    known = cache.find("contamination", key, {"shared": int, "runs": int}) if is_cached else None
+    known = cache.find("contamination", key, ["shared", "runs"]) if is_cached else None
     for corpus in validation:
         if known is None and not corpus.sources.reads:
             deque(_read(corpus, check), maxlen=0)

@@ -128,7 +128,7 @@ def _revision(path: Path, cache: DataCache) -> str:
         revision = hub.hub_revision(path)
         cache.keep("hub", key, {"revision": revision})
     except hub.UnreachableError:
-        last = cache.find("hub", key, {"revision": str})
+        last = cache.find("hub", key, ["revision"])
         if last is None:
             raise
         log(f"{path}: the Hub cannot be reached; taking the text of last time")

@@ -2,8 +2,9 @@
 
 Either way it is two arrays: the tokens of all documents, one after the other (uint16 or uint32), and a table with a row
 of five int64 for each document: tokens, characters, hash of the text, whether `mark_split` marked it, number of its
-file. In the cache these are `tokens.bin` and `documents.bin`; `manifest.json` says that the folder is whole. While it
-is made it is called `KEY.part`. A row is written when its tokens are safe on disk: a killed process goes on after it.
+file. In the cache these are `tokens.bin` and `documents.bin`; `manifest.json` holds the rest. A list of hashes, checked
+whenever the folder is read, says that it is whole. While it is made it is called `KEY.part`. A row is written when its
+tokens are safe on disk: a killed process goes on after it.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from mini_transformer import checksums
 from mini_transformer.data.cache import digest
 from mini_transformer.data.corpus import Corpus
 from mini_transformer.data.sources import nothing_to_learn
@@ -31,7 +33,7 @@ from mini_transformer.runtime import log
 from mini_transformer.text.documents import Piece
 from mini_transformer.text.tokenizer import Tokenizer
 
-FORMAT = 4
+FORMAT = 5
 TOKENS, DOCUMENTS, MANIFEST = "tokens.bin", "documents.bin", "manifest.json"
 COLUMNS = 5
 BATCH = 1 << 21  # characters that are encoded together, on all cores, and then made safe
@@ -78,7 +80,7 @@ def tokenize(corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokenizer) -> Toke
         files = _write(tokens, table, pieces, tokenizer)
         return _split(corpus, _store(tokens.getbuffer(), table.getbuffer(), tokenizer, files), tokenizer)
     assert corpus.survey is not None
-    key = digest(FORMAT, corpus.survey.fingerprint, corpus.cut, tokenizer.fingerprint)
+    key = digest(FORMAT, corpus.survey.fingerprint, corpus.cut, corpus.every, tokenizer.fingerprint)
     folder = corpus.cache.folder / "tokens" / key
     found = _read(folder, tokenizer)
     if found is not None:
@@ -114,16 +116,15 @@ def _split(corpus: Corpus, store: _Store, tokenizer: Tokenizer) -> TokenizedCorp
 def _read(folder: Path, tokenizer: Tokenizer) -> _Store | None:
     """What a folder of the cache holds; None if it is not there, or not whole."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        table = (folder / DOCUMENTS).read_bytes()
+        if not checksums.is_whole(folder):
+            return None
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         with open(folder / TOKENS, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        sizes = (FORMAT, len(mapped), hashlib.sha256(table).hexdigest())
-        if (manifest["format"], manifest["bytes"], manifest["table"]) == sizes:
-            return _store(mapped, table, tokenizer, manifest["files"], manifest["seen"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        pass
-    return None
+        table = (folder / DOCUMENTS).read_bytes()
+        return _store(mapped, table, tokenizer, manifest["files"], manifest["seen"])
+    except OSError:  # another process may make it anew at this moment
+        return None
 
 
 def _make(folder: Path, corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokenizer) -> _Store:
@@ -144,16 +145,14 @@ def _make(folder: Path, corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokeniz
             raise nothing_to_learn(corpus.sources.paths)
         store = _store(np.memmap(part / TOKENS, mode="r"), table, tokenizer, files)
         manifest = {
-            "format": FORMAT,
             "tokenizer": tokenizer.fingerprint,
             "documents": len(store.table),
             "tokens": int(store.table[:, 0].sum()),
-            "bytes": (part / TOKENS).stat().st_size,
-            "table": hashlib.sha256(table).hexdigest(),
             "files": files,
             "seen": store.seen,
         }
         write_json(part / MANIFEST, manifest)
+        checksums.write(part)
         part.rename(folder)
     except (UserError, OSError):
         shutil.rmtree(part, ignore_errors=True)

@@ -86,20 +86,28 @@ def document_stream(tokenizer: Tokenizer, text: str, name: str) -> Tokens:
 def measure(
     model: Decoder, tokenizer: Tokenizer, text: str, name: str = "the text", progress: bool = False
 ) -> Likelihood:
-    """The likelihood of a text, exactly as in its file. Raises `UserError`, which names it, if there is no document.
+    """The likelihood of a text, exactly as in its file; `progress`: with a bar, on a terminal.
 
-    `progress`: with a bar, on a terminal.
+    Raises `UserError`, which names it, if there is no document, if the text does not come back from its tokens, or if
+    the model has no probability for them.
     """
     stream = document_stream(tokenizer, text, name)
     characters, size, tokens = len(text), len(text.encode("utf-8")), len(stream) - 1
     nats = sum(float(piece.sum()) for piece in token_nats(model, stream, progress=progress))
+    _check(nats, name)
     bits = nats / math.log(2)
     return Likelihood(bits / characters, bits / size, nats / tokens, characters, size, tokens)
+
+
+def _check(nats: float, name: str) -> None:
+    if not math.isfinite(nats):
+        raise UserError(f"{name}: the model gives it no probability (its cost is {nats}): the weights are damaged")
 
 
 def score(model: Decoder, tokenizer: Tokenizer, text: str) -> Score:
     """The likelihood of each token of a text, the closing `<|endoftext|>` of its documents included."""
     stream = document_stream(tokenizer, text, "the text")
     nats = np.concatenate(list(token_nats(model, stream)))
+    _check(float(nats.sum()), "the text")
     tokens = [EOT_TOKEN if i == tokenizer.eot_id else tokenizer.decode([i]) for i in stream[1:].tolist()]
     return Score(float(nats.sum()) / math.log(2) / len(text), tokens, (-nats).tolist())

@@ -54,7 +54,7 @@ class Engine:
                 f"{folder}: the tokenizer has {has} tokens, {CONFIG} says {says}: they do not belong together"
             )
         padding = range(has, says)  # ids of the model that are no tokens
-        return cls(model, tokenizer, [*(i for i in suppress_tokens if i < says), *padding])
+        return cls(model, tokenizer, [*{i for i in suppress_tokens if i < says}, *padding])
 
     @overload
     def generate(self, prompt: str = "", max_new_tokens: int = 400, **settings: Any) -> str: ...

@@ -16,17 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mini_transformer import __version__
+from mini_transformer.checksums import check, replacing_listed
 from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig
 from mini_transformer.errors import UserError
-from mini_transformer.files import disk_error, read_json, replacing, write_json
+from mini_transformer.files import disk_error, read_json, write_json
 from mini_transformer.model.decoder import Decoder, meta_decoder
 from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+BASE = Path(__file__).parent.parent / "base"  # the model that comes with the package; see docs/base.md
 FORMAT = 1  # of our own metadata; raised when an older version could no longer read the folder
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # all of them are <|endoftext|>
 MAX_BLOCK_SIZE = 2**20
-MAX_INTEGER = 2**40  # of any size in `config.json`
+MAX_INTEGER = 2**40  # of any other size in `config.json`
 SIZE_KEYS = {  # the key in `config.json` of each size in `ModelConfig`
     "vocab_size": "vocab_size",
     "n_embd": "hidden_size",
@@ -45,7 +47,8 @@ ROPE_KEYS = {  # the same of `RopeConfig`; plain rotary has only the first
     **{name: name for name in ("factor", "beta_fast", "beta_slow", "truncate")},
     "original_context": "original_max_position_embeddings",
 }
-LIMITS = {  # of the numbers that are no sizes, inclusive
+LIMITS: dict[str, tuple[float, float]] = {  # of sizes and other numbers, inclusive
+    "max_position_embeddings": (2, MAX_BLOCK_SIZE),
     "rms_norm_eps": (1e-12, 1),
     "rope_theta": (2, 1e12),
     "factor": (1, 1e6),
@@ -95,8 +98,6 @@ def config_from_json(values: Any, where: str = CONFIG) -> ModelConfig:
     if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in (SLIDING, FULL) for kind in kinds):
         raise UserError(f"{where}: layer_types must list {layers} times {SLIDING!r} or {FULL!r}")
     config = ModelConfig(**given, layer_types=tuple(kinds), rope=_read_rope(values, where))
-    if config.block_size > MAX_BLOCK_SIZE:
-        raise UserError(f"{where}: a context of {config.block_size} tokens is beyond our limit of {MAX_BLOCK_SIZE}")
     if config.n_head % config.n_kv_head or config.experts_per_token > config.n_experts or config.head_dim % 2:
         raise UserError(f"{where}: heads or experts do not fit each other")
     return config
@@ -126,8 +127,10 @@ def _read(part: type, keys: dict[str, str], values: dict[str, Any], where: str) 
         kind, (least, most) = type(getattr(part, name)), LIMITS.get(key, (1, MAX_INTEGER))
         accepted = (int, float) if kind is float else (kind,)  # by `type`: a bool is an int too
         if type(value) not in accepted or not (kind is bool or least <= value <= most):
-            number = f"a number from {least:g} to {most:g}" if kind is float else f"a whole number from 1 to {most}"
-            raise UserError(f"{where}: {key} is {brief(value)}, expected {'true or false' if kind is bool else number}")
+            limits = f"number from {least:g} to {most:g}" if kind is float else f"whole number from {least} to {most}"
+            raise UserError(
+                f"{where}: {key} is {brief(value)}, expected {'true or false' if kind is bool else f'a {limits}'}"
+            )
         fields[name] = kind(value)
     return fields
 
@@ -187,7 +190,7 @@ def import_weights(model: Decoder, tensors: dict[str, Tensor], where: str = WEIG
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write `model.safetensors`, whole or not at all. Raises `OSError` if it cannot be written."""
-    with replacing(folder / WEIGHTS) as temporary:
+    with replacing_listed(folder / WEIGHTS) as temporary:
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # a full disk, for example
@@ -198,9 +201,14 @@ def write_config(
     folder: Path, config: ModelConfig, eot_id: int, suppress_tokens: list[int], metadata: dict[str, Any]
 ) -> None:
     """Write `config.json` and `generation_config.json`. `suppress_tokens` are the ids that are never generated."""
-    write_json(folder / CONFIG, config_to_json(config, eot_id, metadata))
+    write_json(folder / CONFIG, config_to_json(config, eot_id, metadata), replacing_listed)
     generation = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 400, "suppress_tokens": suppress_tokens}
-    write_json(folder / GENERATION, {**dict.fromkeys(SPECIAL_TOKENS, eot_id), **generation})
+    write_json(folder / GENERATION, {**dict.fromkeys(SPECIAL_TOKENS, eot_id), **generation}, replacing_listed)
+
+
+def model_folder(name: Path) -> Path:
+    """The folder of a model: `base` is the one of the package, unless there is a folder of that name."""
+    return BASE if name == Path("base") and not name.exists() else name
 
 
 def read_model(folder: Path, device: torch.device) -> Decoder:
@@ -210,11 +218,12 @@ def read_model(folder: Path, device: torch.device) -> Decoder:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing: there is no model here (yet)")
+        check(folder / name)
     config = config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
     try:
         tensors = load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{folder / WEIGHTS}: damaged or incomplete ({error})") from None
+        raise UserError(f"{folder / WEIGHTS}: damaged or incomplete ({error!s:.200})") from None
     if config.n_layer > len(tensors):
         raise UserError(f"{folder / WEIGHTS}: holds no {config.n_layer} layers, as {CONFIG} says")
     try:
@@ -229,6 +238,7 @@ def read_model(folder: Path, device: torch.device) -> Decoder:
 def read_suppress_tokens(folder: Path) -> list[int]:
     """Token ids that are never generated; none if the folder does not say. Raises `UserError` for other than ids."""
     path = folder / GENERATION
+    check(path)
     value = read_json(path) if path.is_file() else {}
     ids = (value.get("suppress_tokens") if isinstance(value, dict) else None) or []
     if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):

@@ -68,7 +68,7 @@ def check(config: SynthesisConfig) -> None:
         raise UserError(f"`shard`: {config.shard} is no part of a whole; expected I/N, such as 1/4 up to 4/4")
     if config.quota == 0:
         raise UserError(f"`shard`: {config.shard} has nothing to do for {config.samples} samples")
-    if config.gpu is not None and not config.gpu.isdigit():
+    if config.gpu is not None and not re.fullmatch(r"\d{1,8}", config.gpu, re.ASCII):
         raise UserError(f"`gpu`: {config.gpu}: expected one id, such as 0; several GPUs share the work by `shard`")
     for name, engine in (("gpu", "transformers"), ("quantize", "transformers"), ("base_url", "openai")):
         if getattr(config, name) is not None and config.engine != engine:

@@ -11,6 +11,7 @@ that a kill broke off: it is removed at the next start, and written again. How f
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing, try_lock
+from mini_transformer.files import parse_json, replacing, try_lock
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 
-MARKER = "samples_so_far"  # the only key of a marker: a number, by which lines that were taken out are noticed
-NEEDED = {"number", "attempt", "rejected", "tokens", "kind", "text"}
+MARKER = "samples_so_far"  # the key of a marker; beside it is the CRC-32 of all before it
+NEEDED = {"number": int, "attempt": int, "tokens": int, "kind": str, "text": str}  # and their types
+LARGEST_GAP = 10**6  # between the numbers of samples: far more than shards and requests in flight make
 BY_DIGEST = ("recipe", "avoid")  # settings that are recorded as the digest of a text
 
 Record = dict[str, Any]
@@ -47,6 +49,8 @@ class Progress:
     def add(self, record: Record) -> None:
         """Count a sample. Raises `LookupError` or `TypeError` if it cannot follow those before it."""
         number, reason = record["number"], record["rejected"]
+        if number - self.next > LARGEST_GAP * self._step:
+            raise LookupError
         while self.next <= number:
             self.draw()
         self.asked, self.tokens = self.asked + 1, self.tokens + record["tokens"]
@@ -67,6 +71,7 @@ class Store:
             raise UserError(f"`out`: {out} is a folder, not a file")
         self.text, self.samples = out, out.with_suffix(".jsonl")
         self.progress, self._settings, self._new = Progress(*part), settings, True
+        self._crc = 0  # of the samples file
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             self._created = not out.exists()
@@ -97,12 +102,15 @@ class Store:
         self._file.close()
 
     def _write(self, records: list[Record]) -> None:
-        batch = _lines(*records, {MARKER: self.progress.asked})
+        batch = _lines(*[{"settings": self._settings}] * self._new, *records)
+        self._crc = zlib.crc32(batch, self._crc)
+        marker = _lines({MARKER: self.progress.asked, "crc32": self._crc})
+        self._crc, batch = zlib.crc32(marker, self._crc), batch + marker
         if self._new:
             self._file.truncate(0)  # killed from here on, a run that is overwritten gets its text back
             os.fsync(self._file.fileno())
             with replacing(self.samples) as temporary:
-                temporary.write_bytes(_lines({"settings": self._settings}) + batch)
+                temporary.write_bytes(batch)
             self._new = False
         else:
             with open(self.samples, "ab", buffering=0) as file:
@@ -133,6 +141,7 @@ class Store:
             problem = f"changed by hand (it is derived from {self.samples.name})"
             raise UserError(f"{self.text}: {problem}: move your version away, then start again")
         os.truncate(self.samples, size)
+        self._crc = zlib.crc32(self.samples.read_bytes())
         _append(self._file, text[len(there) :])
         self._new = False
 
@@ -143,10 +152,14 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Record], int]:
     while lines and not lines[-1].startswith(f'{{"{MARKER}"'.encode()):
         lines.pop()
     try:
-        header, *rest = [json.loads(line) for line in lines]
-        records = [record for record in rest if MARKER not in record]
-        if rest[-1][MARKER] != len(records) or not all(record.keys() >= NEEDED for record in records):
+        header, *rest = map(parse_json, lines)
+        records, crc = [record for record in rest if MARKER not in record], 0
+        if rest[-1][MARKER] != len(records) or not all(_is_record(record) for record in records):
             raise ValueError
+        for line, value in zip(lines, (header, *rest), strict=True):
+            if MARKER in value and value.get("crc32", crc) != crc:
+                raise ValueError
+            crc = zlib.crc32(line + b"\n", crc)
         return dict(header["settings"]), records, sum(len(line) + 1 for line in lines)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise _damaged(path) from None
@@ -157,6 +170,11 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     name = next((name for name in here if there.get(name) != here[name]), None)
     both = "the text is another one" if name in BY_DIGEST else name and f"{there.get(name)}, not {here[name]}"
     return f"`{name}`: {both}" if name else ""
+
+
+def _is_record(record: Record) -> bool:
+    types = all(type(record[name]) is kind for name, kind in NEEDED.items())
+    return types and min(record["number"], record["attempt"], record["tokens"]) >= 0 and record["tokens"] < 2**40
 
 
 def _damaged(path: Path) -> UserError:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from mini_transformer.checksums import check
 from mini_transformer.config import DEFAULT_VOCAB_SIZE
 from mini_transformer.errors import UserError
 from mini_transformer.text.tokenizer import TOKENIZER_FILE, Tokenizer, prepend_eot
@@ -27,15 +28,18 @@ def load_pretrained(name: str) -> Tokenizer:
     """
     path = _find(name)
     try:
+        check(path)
         tokenizer = Tokenizer.from_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"`tokenizer`: {path}: cannot be read ({error.strerror})") from None
     except UserError as error:
         raise UserError(f"`tokenizer`: {error}") from None
     prepend_eot(tokenizer.backend, tokenizer.eot_id)
-    if any(tokenizer.decode(tokenizer.encode(text).tolist()) != text for text in (PROBE, f" {PROBE}")):
+    try:
+        tokenizer.encode_batch([PROBE, f" {PROBE}"])
+    except UserError:
         why = "text does not come back from it unchanged (it normalises, or adds a space): take another one"
-        raise UserError(f"`tokenizer`: {name}: {why}")
+        raise UserError(f"`tokenizer`: {name}: {why}") from None
     return tokenizer
 
 

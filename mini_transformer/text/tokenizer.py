@@ -7,7 +7,9 @@ Being an ordinary byte-level BPE, it is read the same way by `transformers` and 
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from mini_transformer.checksums import check, replacing_listed
+from mini_transformer.config import MAX_VOCAB_SIZE
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing, write_json
+from mini_transformer.files import write_json
 from mini_transformer.text.char import CharacterTable, Tokens, character_ids, distinct_characters
 
 EOT_TOKEN = "<|endoftext|>"
@@ -32,6 +36,8 @@ PRE_TOKENIZER_PATTERN = (
     r"\s+(?!\S)|"
     r"\s+"
 )
+# Runs that are cut while BPE is learned, in a time quadratic in the longest word; text that people read has none.
+LONG_RUNS = pre_tokenizers.Split(tokenizers.Regex(r"\w{500}|[^\w\s]{500}|\s{500}"), behavior="isolated")
 # The printable character that represents each of the 256 bytes in a byte-level BPE (GPT-2's table).
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # ! to ~, ¡ to ¬, ® to ÿ
 _OTHERS = iter(range(256, 512))
@@ -67,6 +73,26 @@ def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
 
 
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Raise `UserError` where the library panics, as at a pattern of a stranger that takes too long to match.
+
+    It also prints a trace of its own to standard error, past Python, which is kept away meanwhile.
+    """
+    nowhere, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3 gives no other way to know it
+            raise
+        raise UserError(f"{TOKENIZER_FILE}: the library fails with it ({error!s:.200})") from None
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 class Tokenizer:
     """Encodes and decodes with the tokenizer of one `tokenizer.json`."""
 
@@ -81,9 +107,12 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.vocab_size: int = max(backend.get_vocab().values()) + 1
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise UserError(f"{TOKENIZER_FILE}: a token has the id {self.vocab_size - 1}, beyond our {MAX_VOCAB_SIZE}")
         self.dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         self._bytes = self._token_bytes()
-        ids = character_ids(self._bytes) if self.vocab_size <= np.iinfo(self.dtype).max else None
+        plain = backend.normalizer is None and self.vocab_size <= np.iinfo(self.dtype).max
+        ids = character_ids(self._bytes) if plain else None
         self._characters = CharacterTable(ids, self.dtype, self._encode_with_library) if ids else None
 
     @classmethod
@@ -106,7 +135,10 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS, show_progress=progress
         )
+        pre_tokenizer = backend.pre_tokenizer
+        backend.pre_tokenizer = pre_tokenizers.Sequence([LONG_RUNS, pre_tokenizer])
         backend.train_from_iterator(map(check_unicode, texts), trainer)
+        backend.pre_tokenizer = pre_tokenizer
         return cls(backend)
 
     @classmethod
@@ -115,15 +147,17 @@ class Tokenizer:
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise UserError(f"{folder}: {TOKENIZER_FILE} is missing: there is no whole model here")
+        check(path)
         return cls.from_json(path.read_bytes(), str(path))
 
     @classmethod
     def from_json(cls, content: bytes, where: str) -> "Tokenizer":
         """From the content of a `tokenizer.json`. Raises `UserError`, which names `where`, if it is damaged."""
         try:
-            backend = tokenizers.Tokenizer.from_buffer(content)
+            with _panics():
+                backend = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more specific
-            raise UserError(f"{where}: damaged or not a tokenizer ({error})") from None
+            raise UserError(f"{where}: damaged or not a tokenizer ({error!s:.200})") from None
         return cls(backend)
 
     @property
@@ -142,7 +176,7 @@ class Tokenizer:
         `block_size`: the model's context, which `transformers` reads there. Raises `OSError` if it cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / TOKENIZER_FILE) as temporary:
+        with replacing_listed(folder / TOKENIZER_FILE) as temporary:
             temporary.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         if block_size is None:
             return
@@ -152,10 +186,13 @@ class Tokenizer:
             "model_max_length": block_size,
             "clean_up_tokenization_spaces": False,
         }
-        write_json(folder / "tokenizer_config.json", settings)
+        write_json(folder / "tokenizer_config.json", settings, replacing_listed)
 
     def encode(self, text: str) -> Tokens:
-        """Token ids (T,) of a text, without special tokens. Raises `UserError` for a lone surrogate."""
+        """Token ids (T,) of a text, without special tokens.
+
+        Raises `UserError` for a lone surrogate, and if the text does not come back from its tokens as it was.
+        """
         if self._characters is None:
             return np.array(self._encode_with_library(check_unicode(text)), dtype=self.dtype)
         try:
@@ -168,11 +205,26 @@ class Tokenizer:
         """`encode` of several texts, on all cores where the library does the work."""
         if self._characters is not None:
             return [self.encode(text) for text in texts]
-        found = self.backend.encode_batch_fast([check_unicode(text) for text in texts], add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=self.dtype) for encoding in found]
+        with _panics():
+            found = self.backend.encode_batch_fast([check_unicode(text) for text in texts], add_special_tokens=False)
+        return [
+            np.array(self._check(text, encoding.ids), dtype=self.dtype)
+            for text, encoding in zip(texts, found, strict=True)
+        ]
 
     def _encode_with_library(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+        with _panics():
+            return self._check(text, self.backend.encode(text, add_special_tokens=False).ids)
+
+    def _check(self, text: str, ids: list[int]) -> list[int]:
+        """The tokens, if the text comes back from them: a tokenizer that is not ours may lose or change characters."""
+        back = b"".join(map(self._bytes.__getitem__, ids))
+        if back != text.encode("utf-8"):
+            same = [a == b for a, b in zip(text, back.decode("utf-8", errors="replace"), strict=False)]
+            at = same.index(False) if False in same else len(same)
+            what = f"the text does not come back from its tokens as it was (from {text[at : at + 20]!r} on)"
+            raise UserError(f"{TOKENIZER_FILE}: {what}; take another tokenizer")
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, without special tokens; bytes that are not valid UTF-8 become U+FFFD."""
@@ -192,7 +244,7 @@ class Tokenizer:
                 continue
             symbols = self.backend.id_to_token(i) or ""
             if not all(symbol in SYMBOL_BYTES for symbol in symbols):
-                raise UserError(f"{TOKENIZER_FILE}: token {i} ({symbols!r}) is not bytes; expected byte-level BPE")
+                raise UserError(f"{TOKENIZER_FILE}: token {i} ({symbols!r:.40}) is not bytes; expected byte-level BPE")
             tokens.append(bytes(SYMBOL_BYTES[symbol] for symbol in symbols))
         return tokens
 

@@ -17,7 +17,7 @@ from mini_transformer.training.trainer import Trainer
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
 WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
 WORTH_NO_WARM_UP = 1e11  # of a pass on a CPU that is long enough without
-SMALL = "laptop"  # the recipe that a long run on a CPU is pointed to
+SMALL = "fables-10min"  # the recipe that a long run on a CPU is pointed to
 MORE_GPUS = "more GPUs or fewer iterations shorten that, and a run that is stopped goes on later"
 
 
@@ -27,11 +27,11 @@ def announce(trainer: Trainer, parallel: str) -> None:
     log(f"Model: {total:,} parameters, {active:,} of them active for each token")
     log(f"Memory: {describe_memory(trainer, parallel)}")
     per_iteration = trainer.batch_size * trainer.block_size
-    for data in trainer.data.phases:
-        iters, tokens = data.phase.iters, data.phase.iters * per_iteration
+    for phase, data in zip(trainer.config.phases, trainer.data.phases, strict=True):
+        iters, tokens = phase.iters, phase.iters * per_iteration
         length = f"{iters:,} iteration{'s' * (iters > 1)} of {per_iteration:,} tokens"
         epochs = tokens / data.batches.epoch_tokens
-        log(f"Plan, {data.phase.name}: {length}: {amount(tokens)}, {epochs:,.{1 if epochs >= 1 else 3}f} epochs")
+        log(f"Plan, {phase.name}: {length}: {amount(tokens)}, {epochs:,.{1 if epochs >= 1 else 3}f} epochs")
     seconds = expected_seconds(trainer)
     trainer.check_stop(together=True)
     if seconds is None:
@@ -47,7 +47,8 @@ def small_command(config: TrainConfig) -> str:
     words: list[object] = ["python", "train.py"]
     for phase in config.phases:
         words.append("--data" if len(config.phases) == 1 else f"--{phase.name}-data")
-        words += [f"{path}:{weight:g}" for path, weight in zip(phase.data, phase.weights, strict=True)] or phase.data
+        weights = [f":{weight:g}" for weight in phase.weights] or [""] * len(phase.data)
+        words += [f"{path}{weight}" for path, weight in zip(phase.data, weights, strict=True)]
     words += ["--recipe", SMALL]
     if config.run.out_dir != RunConfig.out_dir:
         words += ["--out-dir", config.run.out_dir]

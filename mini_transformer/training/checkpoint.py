@@ -8,7 +8,8 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,6 @@ class State:
     optimizer: torch.optim.Optimizer
     best: dict[str, Tensor]  # the best weights; none: never evaluated
     progress: Progress
-    metrics_size: int = 0  # bytes of metrics.jsonl that belong to it
 
     def tensors(self) -> dict[str, Any]:
         """The tensors by kind and name. An optimizer that has made no step has none."""
@@ -69,10 +69,18 @@ class State:
 
     def note(self) -> dict[str, Any]:
         """The rest."""
-        return {"progress": asdict(self.progress), "metrics_size": self.metrics_size}
+        return {"progress": asdict(self.progress)}
 
-    def take(self, tensors: dict[str, Any], note: dict[str, Any], whole: bool) -> None:
-        """Go on from these; `whole`: tensors are whole ones, under FSDP too."""
+    def check(self, tensors: dict[str, Any]) -> None:
+        """Raises `ValueError` for tensors of other names, shapes or types than those of the run."""
+        model = _structure(get_model_state_dict(self.model))
+        optimizer = _structure(get_optimizer_state_dict(self.model, self.optimizer)["state"])
+        expected = {"model": model, "best": model, "optimizer": optimizer}
+        if "model" not in tensors or any(_structure(part) != expected.get(kind) for kind, part in tensors.items()):
+            raise ValueError("tensors of another model")
+
+    def take(self, tensors: dict[str, Any], progress: Progress, whole: bool) -> None:
+        """Go on from these, which `check` has seen; `whole`: tensors are whole ones, under FSDP too."""
         options = StateDictOptions(full_state_dict=whole)
         if "best" in tensors:
             set_model_state_dict(self.model, tensors["best"], options=options)
@@ -84,8 +92,7 @@ class State:
             set_optimizer_state_dict(self.model, self.optimizer, states, options=options)
         else:
             self.optimizer.state.clear()
-        self.progress = _progress(note)
-        self.metrics_size = note["metrics_size"]
+        self.progress = progress
 
 
 class Checkpoints:
@@ -143,17 +150,18 @@ class Checkpoints:
         idle = time.monotonic() - self._saved_at
         return idle >= self._seconds / SHARE and (self._written is None or self._written.done())
 
-    def load(self, state: State) -> bool:
+    def load(self, state: State, iters: Sequence[int]) -> bool:
         """Take up the newest checkpoint that is whole; False if there is none at all. All ranks take the same.
 
-        Raises `UserError` if all are damaged, or if some rank does not see what rank 0 sees.
+        `iters`: the iterations of each phase. Raises `UserError` if all are damaged, or if some rank does not see what
+        rank 0 sees.
         """
         damaged: list[tuple[str, str]] = []
         state.optimizer.zero_grad()  # torch prepares the state of an optimizer only then
         for name in from_rank_zero([path.name for path in reversed(self.paths())]):
             if any_rank(not (self.folder / name).exists()):
                 raise UserError(sharded.NOT_SHARED.format(self.folder.parent))
-            if error := self._load(self.folder / name, state):
+            if error := self._load(self.folder / name, state, iters):
                 damaged.append((name, error))
                 continue
             for other, error in damaged:
@@ -164,7 +172,7 @@ class Checkpoints:
             raise UserError(f"{self.folder / damaged[0][0]}: damaged ({damaged[0][1]}); `overwrite` starts anew")
         return False
 
-    def _load(self, path: Path, state: State) -> str:
+    def _load(self, path: Path, state: State, iters: Sequence[int]) -> str:
         """Take up a checkpoint; what is wrong with it, on whichever rank, else nothing."""
         error, whole = "", path.suffix == ".pt"
         try:
@@ -175,13 +183,15 @@ class Checkpoints:
                 note = sharded.read_note(path)
                 tensors = {kind: values for kind, values in _like(state).items() if kind in note["kinds"]}
                 sharded.read_into(path, tensors)
+            state.check(tensors)
+            progress = _progress(note, iters)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as failure:  # damaged bytes may raise anything
             error = type(failure).__name__
         if any_rank(bool(error)):
             return error or "as another node sees it"
-        state.take(tensors, note, whole)
+        state.take(tensors, progress, whole)
         return ""
 
     def _tidy(self, saved: Path, best: tuple[int, int]) -> None:
@@ -209,23 +219,43 @@ class Checkpoints:
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
-def read_note(path: Path) -> tuple[Progress, int]:
-    """The progress of a checkpoint, and the bytes of metrics.jsonl that belong to it. Raises `UserError` if damaged."""
+def read_progress(path: Path, iters: Sequence[int]) -> Progress:
+    """The progress of a checkpoint, in phases of so many iterations at most. Raises `UserError` if it is damaged."""
     try:
-        note = _load_file(path) if path.suffix == ".pt" else sharded.read_note(path)
-        return _progress(note), note["metrics_size"]
+        return _progress(_load_file(path) if path.suffix == ".pt" else sharded.read_note(path), iters)
     except Exception as error:  # damaged bytes may raise anything
         raise UserError(f"{path}: damaged ({type(error).__name__})") from None
 
 
 def _load_file(path: Path) -> Any:
+    with zipfile.ZipFile(path) as file:  # which is what torch writes; it does not look at the checksums in it
+        if name := file.testzip():
+            raise ValueError(f"{name} is damaged")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a pickle that it will refuse
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _progress(note: dict[str, Any]) -> Progress:
-    return Progress(**{**note["progress"], "best_step": tuple(note["progress"]["best_step"])})
+def _progress(note: dict[str, Any], iters: Sequence[int]) -> Progress:
+    """The progress in a note. May raise anything if that is not one, or beyond these iterations of the phases."""
+    found = Progress(**{**note["progress"], "best_step": tuple(note["progress"]["best_step"])})
+    numbers = [found.phase, found.iteration, found.evaluated, *found.best_step]
+    types = [[type(value) for value in vars(progress).values()] for progress in (found, Progress())]
+    fits = types[0] == types[1] and {*map(type, found.losses)} <= {float} and {*map(type, numbers)} == {int}
+    if not (
+        fits
+        and (0, 0) <= found.best_step <= (found.phase, found.iteration)
+        and -1 <= found.evaluated <= found.iteration <= iters[found.phase]
+    ):
+        raise ValueError("no progress of this run")
+    return found
+
+
+def _structure(value: Any) -> Any:
+    """Names, shapes and types of tensors, however they are nested."""
+    if isinstance(value, dict):
+        return {name: _structure(part) for name, part in value.items()}
+    return tuple(value.shape), value.dtype
 
 
 def copy(path: Path, folder: Path) -> None:

@@ -148,5 +148,5 @@ def only_one_reports() -> Iterator[None]:
         if not is_lost_contact(error):
             raise
         why = "it was killed, or did not answer within --rank-timeout"
-        print(f"train: lost contact with another process ({why}); the last checkpoint is whole", file=sys.stderr)
+        print(f"train: lost contact with another process ({why}); the same command goes on", file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,7 +1,6 @@
 """The values of `metrics.jsonl` as TensorBoard shows them, in `tensorboard/` of the run's folder."""
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ def check_tensorboard() -> None:
 class EventLog:
     """Scalars and samples; a step is an iteration, counted over all phases."""
 
-    def __init__(self, folder: Path, phases: Sequence[tuple[str, int]], at: tuple[int, int], lines: bytes) -> None:
+    def __init__(
+        self, folder: Path, phases: Sequence[tuple[str, int]], at: tuple[int, int], lines: Sequence[Mapping[str, Any]]
+    ) -> None:
         """`phases`: names and iterations. `at`: phase and iteration where the run goes on. `lines`: metrics so far.
 
         TensorBoard drops what a killed run wrote from that step on (`purge_step`). Of the step itself, some lines may
@@ -34,8 +35,7 @@ class EventLog:
             total += iters
         start = self._before[phases[at[0]][0]] + at[1]
         self._writer = SummaryWriter(str(folder / FOLDER), purge_step=start)
-        for line in lines.splitlines():
-            values = json.loads(line)
+        for values in lines:
             if self._step(values) >= start:
                 self.write(values)
 
@@ -45,7 +45,7 @@ class EventLog:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """One line of metrics, at once: a kill loses nothing that a checkpoint may rely on."""
-        for name in values.keys() - {"phase", "iteration"}:
+        for name in values.keys() - {"phase", "iteration", "expert_load"}:
             self._writer.add_scalar(name, values[name], self._step(values))
         self._writer.flush()
 

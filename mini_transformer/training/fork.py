@@ -1,13 +1,14 @@
 """A fork: an unfinished run goes on in another folder under other settings, and stays as it is in its own."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from mini_transformer.config import TrainConfig
+from mini_transformer.config import MAX_ITERS, TrainConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
 from mini_transformer.settings import changed_settings
-from mini_transformer.training.checkpoint import Progress, copy, read_note
+from mini_transformer.training.checkpoint import Progress, copy, read_progress
 from mini_transformer.training.run_folder import METRICS, RUN, Record, RunFolder, fixed_difference, start_command
 
 
@@ -39,7 +40,7 @@ class Fork:
             if not (paths := self.source.checkpoints.paths()):
                 raise UserError(f"`fork`: {there} holds no checkpoint yet; {otherwise}")
             self.checkpoint = paths[-1]
-            progress, self.metrics_size = read_note(self.checkpoint)
+            progress = read_progress(self.checkpoint, [MAX_ITERS] * len(config.phases))
             self._check_progress(progress, record)
             origin |= {"phase": self.config.phases[progress.phase].name, "iteration": progress.iteration}
 
@@ -58,5 +59,5 @@ class Fork:
         """Put the newest checkpoint and its metrics into the new folder, which has the new record but no more."""
         assert self.checkpoint is not None
         with replacing(self.folder.folder / METRICS) as temporary:
-            temporary.write_bytes((self.source.folder / METRICS).read_bytes()[: self.metrics_size])
+            shutil.copyfile(self.source.folder / METRICS, temporary)  # what is later than the checkpoint is dropped
         copy(self.checkpoint, self.folder.checkpoints.folder)

@@ -3,13 +3,13 @@
 With another tokenizer the rows of the vocabulary are matched by their tokens' text.
 """
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from mini_transformer.checksums import sha256
 from mini_transformer.config import TRAINABLE_TOKENIZERS, TrainConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import read_json
@@ -86,5 +86,4 @@ class Source:
 
 def weights_fingerprint(folder: Path) -> str:
     """The first 32 digits of the SHA-256 of a folder's `model.safetensors`, in hexadecimal."""
-    with open(folder / WEIGHTS, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return sha256(folder / WEIGHTS)[:32]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from mini_transformer.files import parse_json, replacing
 from mini_transformer.runtime import log, rank
 from mini_transformer.training.events import EventLog
+
+Phases = Sequence[tuple[str, int]]  # names and iterations
 
 
 def duration(seconds: float) -> str:
@@ -22,25 +26,50 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+def read_metrics(path: Path, phases: Phases) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, but for damaged ones: it is a log, on which nothing depends. Says how many."""
+    found, damaged, iters = [], 0, dict(phases)
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            values = parse_json(line)
+            numbers = [value for name, value in values.items() if name not in ("phase", "expert_load")]
+            if (
+                type(values["iteration"]) is not int
+                or not 0 <= values["iteration"] <= iters[values["phase"]]
+                or not all(map(math.isfinite, numbers))
+            ):
+                raise ValueError
+            found.append(values)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            damaged += 1
+    if damaged:
+        log(f"{path}: {damaged} damaged line{'s' * (damaged > 1)} left out")
+    return found
+
+
 class MetricsLogger:
     """The log of a run. Lines go to standard output; the bar, on a terminal only, to standard error."""
 
-    def __init__(self, metrics: Path, metrics_size: int) -> None:
-        """`metrics_size`: the bytes of the metrics file to keep; what a killed run wrote after them is dropped.
+    def __init__(self, metrics: Path, phases: Phases, at: tuple[int, int], evaluated: bool) -> None:
+        """`at`: phase and iteration where the run goes on, and whether it was `evaluated` there.
 
-        Only rank 0 logs.
+        What a killed run wrote after that is dropped. Only rank 0 logs.
         """
-        self._metrics: IO[bytes] = io.BytesIO() if rank() else open(metrics, "ab")  # noqa: SIM115 - for the whole run
-        self._metrics.truncate(min(metrics_size, self.size))
-        self._path = metrics
+        self._path, self._phases, self._at = metrics, phases, at
+        self._metrics: IO[bytes] = io.BytesIO()
+        if rank() == 0:
+            numbers = {name: number for number, (name, _) in enumerate(phases)}
+            lines = (
+                _line(values)
+                for values in read_metrics(metrics, phases)
+                if (numbers[values["phase"]], values["iteration"], "val_loss" in values) <= (*at, evaluated)
+            )
+            with replacing(metrics) as temporary:
+                temporary.write_bytes(b"".join(lines))
+            self._metrics = open(metrics, "ab")  # noqa: SIM115 - for the whole run
         self._events: EventLog | None = None
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = (time.monotonic(), 0)  # when the counting of iterations began, and at which
-
-    @property
-    def size(self) -> int:
-        """Bytes of the metrics file so far."""
-        return self._metrics.seek(0, 2)
 
     def log(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -48,10 +77,11 @@ class MetricsLogger:
         log(line)
         self._bar.refresh()
 
-    def add_events(self, folder: Path, phases: Sequence[tuple[str, int]], at: tuple[int, int]) -> None:
+    def add_events(self) -> None:
         """Write for TensorBoard, too; see `EventLog`."""
         if rank() == 0:
-            self._events = EventLog(folder, phases, at, self._path.read_bytes())
+            lines = read_metrics(self._path, self._phases)
+            self._events = EventLog(self._path.parent, self._phases, self._at, lines)
 
     def begin(self, phase: str, done: int, iters: int) -> None:
         """A phase starts or goes on."""
@@ -83,7 +113,7 @@ class MetricsLogger:
 
     def write(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
-        self._metrics.write((json.dumps(values) + "\n").encode())
+        self._metrics.write(_line(values))
         self._metrics.flush()
         if self._events:
             self._events.write(values)
@@ -93,3 +123,7 @@ class MetricsLogger:
         self.log("\n".join(f"    | {line}" for line in text.strip().splitlines()))
         if self._events:
             self._events.sample(text, phase, iteration)
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values) + "\n").encode()

@@ -32,18 +32,18 @@ def routers(model: Decoder) -> list[Router]:
 
 
 @torch.no_grad()
-def update_router_bias(model: Decoder, rate: float) -> float:
+def update_router_bias(model: Decoder, rate: float) -> list[list[float]]:
     """Move each router's bias one step towards the experts that got too few tokens, and reset the counts.
 
     The rule is that of Wang et al. 2024 (arXiv 2408.15664), but there the bias affects the choice alone; here it is the
-    router's own, which the exported model has too. Returns the maximum load of an expert, over all layers, relative to
-    the mean (1: perfectly balanced).
+    router's own, which the exported model has too. Returns the load of each expert in each layer, relative to the mean
+    (1: perfectly balanced), to three digits; nothing for a dense model.
     """
     counts = {router: router.tokens_per_expert for router in routers(model) if router.tokens_per_expert is not None}
     if not counts:
-        return 1.0
+        return []
     load_le = sum_over_ranks(torch.stack(list(counts.values()))).float()
     for router, load_e in zip(counts, load_le, strict=True):
         router.tokens_per_expert = None
         add_to(router.bias, rate * torch.sign(load_e.mean() - load_e))
-    return (load_le.max(1).values / load_le.mean(1)).max().item()
+    return [[round(load, 3) for load in layer] for layer in (load_le / load_le.mean(1, keepdim=True)).tolist()]

@@ -1,6 +1,5 @@
 """`loss_curve.png`: the losses of `metrics.jsonl` over all phases."""
 
-import json
 import math
 import statistics
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mini_transformer.files import replacing
+from mini_transformer.training.metrics import read_metrics
 
 
 def smoothed(values: list[float], span: int) -> list[float]:
@@ -25,7 +25,7 @@ def draw_loss_curve(metrics: Path, picture: Path, phases: list[tuple[str, int]],
     for name, iters in phases:
         starts[name] = total
         total += iters
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(metrics, phases)
 
     def points(key: str) -> tuple[list[int], list[float]]:
         chosen = [line for line in lines if key in line]

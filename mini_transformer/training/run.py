@@ -1,5 +1,6 @@
 """A whole training run: from settings to a finished folder."""
 
+import copy
 import dataclasses
 import signal
 import threading
@@ -34,6 +35,7 @@ from mini_transformer.training.fork import Fork
 from mini_transformer.training.initialisation import Source, weights_fingerprint
 from mini_transformer.training.parallel import pick_parallel
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment, start_command
+from mini_transformer.training.timing import fit_to_minutes, recorded_iterations
 from mini_transformer.training.trainer import Trainer
 
 
@@ -68,7 +70,10 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
     source = Source.read(config.run.init_from) if config.run.init_from else None
-    folder, wanted = RunFolder(config.run.out_dir, config.run.keep), describe_run(config, data)
+    folder = RunFolder(config.run.out_dir, config.run.keep)
+    if config.run.max_minutes:
+        config = from_rank_zero(recorded_iterations(config, folder) if rank() == 0 else None)
+    wanted = describe_run(config, data)
     fork = Fork(config, wanted) if config.run.fork else None
     if fork:
         config, folder, wanted = fork.config, fork.folder, fork.record
@@ -94,6 +99,10 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         changed = [f"{k} was {before.get(k)}, is {here}" for k, here in environment.items() if before.get(k) != here]
         if changed:
             log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
+        if config.run.max_minutes and record is None and not fork:
+            trial = Trainer(config, data, copy.deepcopy(model), folder, precision, stop, parallel)
+            config = fit_to_minutes(config, trial)
+            wanted = describe_run(config, data)
         trainer = Trainer(config, data, model, folder, precision, stop, parallel)
         announce(trainer, parallel)
         if rank() == 0:

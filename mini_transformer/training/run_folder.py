@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mini_transformer import __version__
+from mini_transformer.checksums import SUMS
 from mini_transformer.errors import UserError
 from mini_transformer.files import read_json, try_lock, write_json
 from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
@@ -25,7 +26,7 @@ RUN, METRICS, CURVE = "run.json", "metrics.jsonl", "loss_curve.png"
 TEXT, STATE_DICT = "generated_text.txt", "model.pt"
 VALIDATION = "validation.txt"  # which documents are held out: file and first line of each
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER)
+OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER, SUMS)
 
 Record = dict[str, Any]  # "settings" and "fingerprints" of a run, and "forked_from" if it is a fork
 
@@ -68,7 +69,7 @@ class RunFolder:
             what = f"{present[0]}, but no run of ours"
             raise UserError(f"{holds} {what}; choose another `{self.setting}`, or `overwrite` to replace it")
         self._take()
-        nothing_to_lose = WEIGHTS not in present and not self.checkpoints.paths()
+        nothing_to_lose = not (self.checkpoints.paths() or (WEIGHTS in present and self._has_trained()))
         if record is None or nothing_to_lose or (overwrite and (difference or record.get("finished"))):
             return None
         if difference:
@@ -83,6 +84,11 @@ class RunFolder:
         if fixed_difference(record, wanted) or record.get("finished") or not self.checkpoints.paths():
             return f"{start_command(self.folder)} starts a new run from its weights"
         return "`fork` NEWDIR goes on with it under these settings"
+
+    def _has_trained(self) -> bool:
+        """Whether the metrics tell of a step: the weights of before are random ones."""
+        path = self.folder / METRICS
+        return not path.is_file() or b"train_loss" in path.read_bytes()
 
     def _take(self) -> None:
         """Make the folder and lock it, as long as the process lives."""

@@ -18,10 +18,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 
+from mini_transformer import checksums
 from mini_transformer.errors import UserError
 from mini_transformer.files import disk_error, publish, read_json, write_json
 
-NOTE = "checkpoint.json"  # the plain values, and the files with their sizes
+NOTE = "checkpoint.json"  # the plain values
 NOT_SHARED = "`out_dir`: {} must be a folder that all nodes share"
 
 
@@ -37,8 +38,8 @@ class _Writer(HuggingFaceStorageWriter):
         names = {result.storage_data.relative_path for part in results for result in part}
         if not all((self.temporary / name).is_file() for name in names):
             raise UserError(NOT_SHARED.format(self.final.parent))
-        sizes = {name: (self.temporary / name).stat().st_size for name in sorted(names)}
-        write_json(self.temporary / NOTE, {**self.note, "files": sizes})
+        write_json(self.temporary / NOTE, self.note)
+        checksums.write(self.temporary)
         publish(self.temporary, self.final)
         self.then()
 
@@ -72,10 +73,10 @@ def result_of(written: "Future[Any]", path: Path) -> None:
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """The plain values. Raises `UserError` or `ValueError` unless all parts are there."""
-    note = read_json(path / NOTE)
-    if {file.name: file.stat().st_size for file in path.glob("*.safetensors")} != note["files"]:
-        raise ValueError("a part is missing")
+    """The plain values. Raises `UserError` or `ValueError` unless all parts are there as they were written."""
+    if not checksums.is_whole(path):
+        raise ValueError("a part is missing or damaged")
+    note: dict[str, Any] = read_json(path / NOTE)
     return note
 
 

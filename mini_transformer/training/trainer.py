@@ -9,6 +9,7 @@ import math
 import statistics
 import threading
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,28 +29,21 @@ from mini_transformer.training.distributed import any_rank, from_rank_zero, laun
 from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.metrics import MetricsLogger
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
-from mini_transformer.training.parallel import (
-    clip_gradients,
-    gather,
-    parallelise,
-    snapshot,
-)
+from mini_transformer.training.parallel import clip_gradients, gather, parallelise, snapshot
 from mini_transformer.training.passes import Passes
-from mini_transformer.training.plan import flops_per_token
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
-from mini_transformer.training.validation import validate
+from mini_transformer.training.validation import is_quick, validate
 
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
 SAMPLE_TOKENS, FINAL_TOKENS = 160, 600  # written on the way, and at the end (the length of a fable)
 PATIENCE = 5  # evaluations without improvement after which overfitting is reported
-MAX_FIRST_EVALUATION = 1e12  # floating-point operations of an evaluation before the first step on a CPU
 CPU_TOKENS = 4096  # of a micro-batch: what the caches of a CPU like
 
 
 class Stopped(Exception):
-    """The user (or the system) asked the run to stop; its state is saved."""
+    """The user (or the system) asked the run to stop; its state is saved, unless an argument says why there is none."""
 
 
 class Trainer:
@@ -83,6 +77,7 @@ class Trainer:
         if self.parallel is not self.model:
             self._warm_up()
         self.optimizer = make_optimizer(model, config.optim)
+        self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
         self.best_on_disk = True
@@ -94,10 +89,12 @@ class Trainer:
 
     def fit(self) -> None:
         """Run what is left of all phases. Raises `Stopped` when asked to stop, `UserError` if the loss diverges."""
-        self.metrics = MetricsLogger(self.folder.folder / METRICS, self._resume())
+        self._resume()
+        at = self.progress.phase, self.progress.iteration
+        evaluated = self.progress.evaluated == self.progress.iteration
+        self.metrics = MetricsLogger(self.folder.folder / METRICS, self.phases, at, evaluated)
         if self.config.run.tensorboard:
-            phases = [(phase.name, phase.iters) for phase in self.config.phases]
-            self.metrics.add_events(self.folder.folder, phases, (self.progress.phase, self.progress.iteration))
+            self.metrics.add_events()
         try:
             for phase in range(self.progress.phase, len(self.config.phases)):
                 if phase != self.progress.phase:
@@ -110,9 +107,7 @@ class Trainer:
                     temporary.write_text(text, encoding="utf-8")
             self._write_results()
         except (Stopped, UserError) as error:  # on all ranks: what they are writing will be whole
-            if isinstance(error, Stopped):
-                if not (self.progress.phase or self.progress.iteration):
-                    raise Stopped("before the first step") from None  # there is nothing to go on with
+            if isinstance(error, Stopped) and not error.args:
                 self._save()
             self.folder.checkpoints.wait()
             raise
@@ -132,7 +127,7 @@ class Trainer:
                 self._save()
 
             # once in a while, and at the end: evaluate on the validation text, keep the best weights (all ranks)
-            due = i % run.eval_interval == 0 and (i > 0 or self._evaluates_first())
+            due = i % run.eval_interval == 0 and (i > 0 or is_quick(self.model, len(self.data.validation)))
             if (due or i == iters) and i != progress.evaluated:
                 self._evaluate()
 
@@ -140,7 +135,7 @@ class Trainer:
             if run.sample_interval and i % run.sample_interval == 0 and 0 < i < iters:
                 self.metrics.sample(self.sample_text(SAMPLE_TOKENS), self.phase.name, i)
 
-            if i == iters:
+            if i == iters or 0 < run.early_stop <= self._evaluations_since_best():
                 self._save()  # whatever it takes
                 self.folder.checkpoints.wait()
                 break
@@ -161,7 +156,7 @@ class Trainer:
                 self._write_metrics(**values, tokens_per_second=speed)
                 seconds = []
 
-    def train_step(self) -> dict[str, float]:
+    def train_step(self) -> dict[str, Any]:
         """One step of the optimizer on one batch; returns its metrics. If it raises, no weight has changed."""
         phase, optim, i = self.phase, self.config.optim, self.progress.iteration
         seed = (self.config.run.seed, self.progress.phase, i)
@@ -185,14 +180,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        values = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
-        return values | {"max_expert_load": update_router_bias(self.model, optim.balance_rate)}
+        values: dict[str, Any] = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
+        if load := update_router_bias(self.model, optim.balance_rate):
+            values |= {"max_expert_load": max(map(max, load)), "expert_load": load}
+        return values
 
-    def _evaluates_first(self) -> bool:
-        """Whether the untrained model is measured: not where that takes long, so that the first loss comes soon."""
-        tokens = min(self.config.run.eval_iters * self.batch_size * self.block_size, len(self.data.validation))
-        slow = flops_per_token(self.model.config) / 3 * tokens > MAX_FIRST_EVALUATION
-        return not (slow and self.device.type == "cpu")
+    def validation_loss(self) -> float:
+        """The loss of the model as it is on the validation text, in nats per token (all ranks)."""
+        size = self.validation_batch_size
+        max_batches = math.ceil(self.config.run.eval_iters * self.batch_size / size)
+        return validate(self._validation_loss_sum, self.data.validation, size, self.block_size, max_batches)
 
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
         self.check_stop()
@@ -212,22 +209,20 @@ class Trainer:
     def check_stop(self, together: bool = False) -> None:
         """Raises `Stopped` if asked to, or left alone by the launcher: on all ranks, which must look `together`."""
         if (together or world_size() == 1) and any_rank(self.stop.is_set() or launcher_is_gone()):
-            raise Stopped
+            raise Stopped(*[] if self.progress.phase or self.progress.iteration else ["before the first step"])
 
     def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""
         run, progress, i = self.config.run, self.progress, self.progress.iteration
-        size = self.validation_batch_size
-        max_batches = math.ceil(run.eval_iters * self.batch_size / size)
         with averaged_weights(self.model):
-            loss = validate(self._validation_loss_sum, self.data.validation, size, self.block_size, max_batches)
+            loss = self.validation_loss()
             if not math.isfinite(loss):
                 raise UserError(f"iteration {i} of phase {self.phase.name}: the validation loss is {loss}")
             is_best = loss < progress.best_loss
             if is_best:
                 progress.best_loss, progress.best_step = loss, (progress.phase, i)
                 self.best, self.best_on_disk = snapshot(self.model), False
-        if is_best and i and from_rank_zero(self.folder.checkpoints.is_due()):  # 0: a run of no step claims no folder
+        if is_best and (i == 0 or from_rank_zero(self.folder.checkpoints.is_due())):
             with self.folder.checkpoints.timed():
                 self._write_best()
         bits = loss * self.data.tokens_per_character / math.log(2)
@@ -238,14 +233,20 @@ class Trainer:
             f"({bits:.3f} bits per character{', best' if is_best else ''}){self.metrics.remaining(i)}"
         )
         self._write_metrics(val_loss=loss, bits_per_character=bits)
-        best_here = progress.best_step[1] if progress.best_step[0] == progress.phase else 0
-        late = i - best_here >= PATIENCE * run.eval_interval
-        if late and not progress.overfitting_warned:
+        stale = self._evaluations_since_best()
+        if stale >= PATIENCE and not progress.overfitting_warned:
             progress.overfitting_warned = True
+            since = i - stale * run.eval_interval
             advice = "the weights of then are kept. More text, more dropout or fewer iterations would help"
-            self.metrics.log(f"  overfitting: validation has not improved since iteration {best_here}; {advice}")
+            self.metrics.log(f"  overfitting: validation has not improved since iteration {since}; {advice}")
 
-    def _write_metrics(self, **values: float) -> None:
+    def _evaluations_since_best(self) -> int:
+        """How many evaluations of this phase did not improve on the best one."""
+        progress = self.progress
+        best = progress.best_step[1] if progress.best_step[0] == progress.phase else 0
+        return (progress.iteration - best) // self.config.run.eval_interval
+
+    def _write_metrics(self, **values: Any) -> None:
         self.metrics.write(phase=self.phase.name, iteration=self.progress.iteration, **values)
 
     def sample_text(self, tokens: int) -> str:
@@ -258,20 +259,19 @@ class Trainer:
                 pieces.append(piece)
         return "".join(pieces)
 
-    def _resume(self) -> int:
-        """Take up the newest checkpoint, if there is one; returns the bytes of metrics.jsonl that belong to it."""
+    def _resume(self) -> None:
+        """Take up the newest checkpoint, if there is one."""
         state = State(self.model, self.optimizer, self.best, self.progress)
-        if self.folder.checkpoints.load(state):
+        if self.folder.checkpoints.load(state, [iters for _, iters in self.phases]):
             self.progress, self.best = state.progress, state.best
             self.best_on_disk = False  # the killed run may have written later ones
             log(f"Resuming from the checkpoint at {self.phase.name} {self.progress.iteration}")
-        return state.metrics_size
 
     def _save(self) -> None:
         """Write the best weights and a checkpoint (all ranks)."""
         with self.folder.checkpoints.timed():
             self._write_best()
-            state = State(self.model, self.optimizer, self.best, self.progress, self.metrics.size)
+            state = State(self.model, self.optimizer, self.best, self.progress)
             self.folder.checkpoints.save(state, self.phase.name)
 
     def _write_best(self) -> None:
@@ -295,5 +295,4 @@ class Trainer:
         weights = pretrained.export_weights(gather(self.best))
         if rank() == 0:
             save_tensors(folder / STATE_DICT, weights)
-            phases = [(phase.name, phase.iters) for phase in self.config.phases]
-            draw_loss_curve(folder / METRICS, folder / CURVE, phases, self.data.tokens_per_character)
+            draw_loss_curve(folder / METRICS, folder / CURVE, self.phases, self.data.tokens_per_character)

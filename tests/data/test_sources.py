@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mini_transformer.data.corpus import mark_split
+from mini_transformer.data.cache import DataCache
+from mini_transformer.data.corpus import Corpus, mark_split
 from mini_transformer.data.reading import ReaderConfig, read_text
-from mini_transformer.data.sources import read_documents, text_files
+from mini_transformer.data.sources import Sources, read_documents, text_files
 from mini_transformer.errors import UserError
 from mini_transformer.text.documents import Piece, split_documents
 
@@ -36,8 +37,8 @@ def test_joined_documents_come_apart_again(documents: list[str]) -> None:
     assert split_documents("\n\n\n".join(documents)) == documents
 
 
-def split(documents: list[str], cut: int | None) -> tuple[list[str], list[str]]:
-    marked = list(mark_split([Piece(document, True, "here") for document in documents], cut))
+def split(documents: list[str], cut: int | None, every: int = 10) -> tuple[list[str], list[str]]:
+    marked = list(mark_split([Piece(document, True, "here") for document in documents], cut, every))
     return [p.text for p, held_out in marked if not held_out], [p.text for p, held_out in marked if held_out]
 
 
@@ -46,6 +47,14 @@ def test_a_tenth_of_the_documents_is_for_validation() -> None:
     train, validation = split(documents, None)
     assert validation == documents[9::10]
     assert sorted(train + validation) == sorted(documents)
+
+
+@pytest.mark.parametrize(("fraction", "every"), [(0.5, 2), (0.25, 4), (0.1, 10), (0.03, 33)])
+def test_another_fraction_may_be_asked_for(fraction: float, every: int, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\n\n".join(f"document {i}" for i in range(70)))
+    corpus = Corpus(Sources([tmp_path / "a.txt"], ReaderConfig()), fraction, DataCache(tmp_path / "cache"), 1 << 20)
+    held_out = [piece.text for piece, marked in corpus.read() if corpus.is_validation(marked)]
+    assert held_out == [f"document {i}" for i in range(70)][every - 1 :: every]
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])

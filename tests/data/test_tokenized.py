@@ -182,12 +182,17 @@ def test_it_is_found_again_and_a_changed_source_is_noticed(tmp_path: Path, capsy
     fingerprints = []
     for content in ("a" * 10, "b" * 10):
         moved.write_text(content)
-        corpus = Corpus(Sources([moved], ReaderConfig()), "all", cache, 0)
+        corpus = Corpus(Sources([moved], ReaderConfig()), 1.0, cache, 0)
         assert corpus.survey is None
         list(corpus.read())
         fingerprints.append(corpus.fingerprint())
     assert fingerprints[0] != fingerprints[1]
     assert not (tmp_path / "new").exists()
+
+
+def flip(content: bytes, bit: int) -> bytes:
+    """One bit flipped of the third byte from the end: in a file of tokens, of a high byte."""
+    return content[:-3] + bytes([content[-3] ^ bit]) + content[-2:]
 
 
 @pytest.mark.parametrize(
@@ -199,12 +204,21 @@ def test_it_is_found_again_and_a_changed_source_is_noticed(tmp_path: Path, capsy
         ("tokens/*/manifest.json", lambda content: b"{"),
         ("tokens/*/manifest.json", lambda content: b"{}"),
         ("tokens/*/manifest.json", lambda content: b"[]"),
-        ("tokens/*/manifest.json", lambda content: content.replace(b'"format": ', b'"format": 1')),
+        ("tokens/*/manifest.json", lambda content: content.replace(b'"documents": ', b'"documents": 1')),
+        ("tokens/*/manifest.json", lambda content: b"[" * 100_000),
+        ("tokens/*/tokens.bin", lambda content: flip(content[:-1], 1) + content[-1:]),  # another text
+        ("tokens/*/tokens.bin", lambda content: flip(content, 128)),  # an id beyond the vocabulary
+        ("tokens/*/documents.bin", lambda content: flip(content, 1)),
+        ("tokens/*/SHA256SUMS", lambda content: flip(content, 1)),
+        ("tokens/*/SHA256SUMS", lambda content: b""),
         ("tokens/*/documents.bin", lambda content: content + bytes(8)),
         ("surveys/*.json", lambda content: b"[1]"),
         ("surveys/*.json", lambda content: b'{"documents": "x"}'),
+        ("surveys/*.json", lambda content: b"[" * 100_000),
+        ("surveys/*.json", lambda content: content.replace(b'"characters": ', b'"characters": 1')),  # another split
         ("contamination/*.json", lambda content: b"[1]"),
         ("tokenizers/*/tokenizer.json", lambda content: content[:100]),
+        ("tokenizers/*/tokenizer.json", lambda content: content.replace(b"2", b"3", 1)),
     ],
 )
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, place: str, damage: Callable[[bytes], bytes]) -> None:
@@ -326,5 +340,5 @@ def test_two_phases_restart_without_tokenizing(tmp_path: Path, call: Call) -> No
     assert titles[0].startswith("fables.txt\t")
     assert titles[0].split("\t")[1].isupper()
     manifest = json.loads(next((tmp_path / "cache" / "tokens").glob("*/manifest.json")).read_text())
-    assert manifest["bytes"] == 2 * manifest["tokens"]
+    assert next((tmp_path / "cache").rglob("tokens.bin")).stat().st_size == 2 * manifest["tokens"]
     assert manifest["tokens"] == sum(np.fromfile(next((tmp_path / "cache").rglob("documents.bin")), np.int64)[::5])

@@ -34,12 +34,17 @@ FILES = (CONFIG, WEIGHTS, "tokenizer.json", GENERATION)
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
+def stranger(folder: Path, copy: Path) -> Path:
+    """A copy of a model folder without its checksums, so that it may be changed."""
+    return shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("SHA256SUMS"))
+
+
 @pytest.fixture(params=["trained", "perturbed"])
 def folder(request: pytest.FixtureRequest, trained: Path, tmp_path: Path) -> Path:
     """A trained model; and the same with noise of the weights' own size, so that sinks, biases and router all show."""
     if request.param == "trained":
         return trained
-    copy = shutil.copytree(trained, tmp_path / "perturbed")
+    copy = stranger(trained, tmp_path / "perturbed")
     torch.manual_seed(0)
     weights = load_file(copy / WEIGHTS)
     noisy = {name: w + torch.randn_like(w) * w.std().clamp_min(0.02) for name, w in weights.items()}
@@ -163,7 +168,10 @@ def damage(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) 
             lambda c: c.update(num_hidden_layers=10**6, layer_types=["full_attention"] * 10**6),
             "holds no 1000000 layers",
         ),
-        (lambda c: c.update(max_position_embeddings=10**9), "a context of 1000000000 tokens is beyond"),
+        (
+            lambda c: c.update(max_position_embeddings=10**9),
+            "max_position_embeddings is 1000000000, expected a whole number",
+        ),
         (lambda c: c.update(intermediate_size=10**12), r"has the shape .* asks for"),
         (lambda c: c.update(vocab_size=99999), r"has the shape .* asks for \(99999, 32\)"),
         (lambda c: c.update(num_hidden_layers=3, layer_types=["full_attention"] * 3), "layers.2.* is missing"),
@@ -172,7 +180,7 @@ def damage(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) 
 def test_a_strange_configuration_is_refused(
     trained: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     damage(folder, CONFIG, change)
     with pytest.raises(UserError, match=message):
         read_model(folder, CPU)
@@ -190,7 +198,7 @@ def test_a_strange_configuration_is_refused(
     ],
 )
 def test_strange_rotary_values_are_refused_by_name(trained: Path, tmp_path: Path, key: str, value: object) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     damage(folder, CONFIG, lambda c: c["rope_parameters"].update({"factor": 4.0, key: value}))
     with pytest.raises(UserError, match=rf"{re.escape(CONFIG)}: rope_parameters: {key} is .*, expected ") as error:
         read_model(folder, CPU)
@@ -244,7 +252,7 @@ def test_the_rotary_positions_that_openai_published() -> None:
 def test_strange_weights_are_refused_by_name(
     trained: Path, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
 ) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     weights, name = load_file(folder / WEIGHTS), "model.layers.1.self_attn.sinks"
     weights[name] = change(weights[name])
     save_file(weights, folder / WEIGHTS)
@@ -254,7 +262,7 @@ def test_strange_weights_are_refused_by_name(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_float_types_are_read(trained: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     weights = {name: w.to(dtype) for name, w in load_file(folder / WEIGHTS).items()}
     save_file(weights, folder / WEIGHTS)
     model = read_model(folder, CPU)
@@ -263,7 +271,7 @@ def test_other_float_types_are_read(trained: Path, tmp_path: Path, dtype: torch.
 
 @pytest.mark.parametrize("name", [CONFIG, GENERATION])
 def test_json_too_deep_is_refused_by_name(trained: Path, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     (folder / name).write_text("[" * 200_000)
     with pytest.raises(UserError, match=rf"{re.escape(name)}: cannot be read"):
         Engine.load(folder, CPU)
@@ -277,7 +285,7 @@ def test_what_is_no_configuration_is_refused() -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.9])
 def test_a_truncated_file_is_refused_by_name(trained: Path, tmp_path: Path, name: str, kept: float) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(UserError, match=re.escape(name)):
@@ -287,7 +295,7 @@ def test_a_truncated_file_is_refused_by_name(trained: Path, tmp_path: Path, name
 def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) -> None:
     """A file of a stranger with a few bytes changed, cut or doubled: one line, or it still reads; never a traceback."""
     chance = random.Random(0)
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     refused: list[str] = []
     for case in range(80):
         name = FILES[case % 4]
@@ -310,14 +318,14 @@ def test_damaged_bytes_are_refused_or_do_no_harm(trained: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "tokenizer.json"])
 def test_a_missing_file_is_named(trained: Path, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     (folder / name).unlink()
     with pytest.raises(UserError, match=re.escape(name)):
         Engine.load(folder, CPU)
 
 
 def test_suppressed_tokens_must_be_ids(trained: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(trained, tmp_path / "out")
+    folder = stranger(trained, tmp_path / "out")
     assert len(read_suppress_tokens(folder)) > 50
     damage(folder, GENERATION, lambda c: c.update(suppress_tokens=["x"]))
     with pytest.raises(UserError, match="suppress_tokens"):
@@ -327,3 +335,27 @@ def test_suppressed_tokens_must_be_ids(trained: Path, tmp_path: Path) -> None:
         read_suppress_tokens(folder)
     (folder / GENERATION).unlink()
     assert read_suppress_tokens(folder) == []
+
+
+@pytest.mark.parametrize("context", [0, 1, 2**20 + 1, 2**200])
+def test_a_context_that_no_model_has_is_refused(trained: Path, tmp_path: Path, context: int) -> None:
+    folder = stranger(trained, tmp_path / "out")
+    damage(folder, CONFIG, lambda c: c.update(max_position_embeddings=context))
+    with pytest.raises(UserError, match=r"max_position_embeddings is .*, expected a whole number from 2 to 1048576"):
+        Engine.load(folder, CPU)
+
+
+def test_many_suppressed_tokens_cost_nothing(trained: Path, tmp_path: Path) -> None:
+    folder = stranger(trained, tmp_path / "out")
+    damage(folder, GENERATION, lambda c: c.update(suppress_tokens=[1, 2**60] * 500_000))
+    assert Engine.load(folder, CPU).suppress_tokens == [1]
+
+
+def test_weights_that_overflow_give_no_figure(trained: Path, tmp_path: Path) -> None:
+    folder = stranger(trained, tmp_path / "out")
+    save_file({name: torch.full_like(w, 3e38) for name, w in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    engine = Engine.load(folder, CPU)
+    with pytest.raises(UserError, match="fables: the model gives it no probability"):
+        measure(engine.model, engine.tokenizer, "Un renard", "fables")
+    with pytest.raises(UserError, match="the model gives no token a probability"):
+        list(engine.generate("Un", 3, SamplingConfig(), seed=1))

@@ -1,5 +1,6 @@
 """What is on disk after a kill at any moment, tried by cutting the files everywhere."""
 
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -150,12 +151,32 @@ def test_what_was_changed_by_hand_is_told(tmp_path: Path) -> None:
         whole[whole.index(b"\n") + 1 :],
         whole[:40] + b"}" + whole[40:],
         without_a_line,
+        whole.replace(b'"number": 2', b'"number": 7'),
+        whole.replace(b'"tokens": 5', b'"tokens": 1' + b"0" * 400, 1),
+        whole.replace(b'"tokens": 5', b'"tokens": 1' + b"0" * 5000, 1),
+        whole.replace(b'"tokens": 5', b'"tokens": ' + b"[" * 100_000 + b"]" * 100_000, 1),
+        whole.replace(b'"tokens": 5', b'"tokens": 4', 1),
+        whole.replace(b'"kind": "', b'"kind": ["', 1),
     ):
         store.samples.write_bytes(edited)
         with pytest.raises(UserError, match="changed by hand"):
             Store(out, SETTINGS)
         assert store.samples.read_bytes() == edited
         assert out.read_bytes() == text
+
+
+def test_numbers_and_types_are_checked_where_there_is_no_checksum(tmp_path: Path) -> None:
+    """As in the samples of an earlier version."""
+    store = Store(tmp_path / "mix.txt", SETTINGS)
+    fill(store, range(4))
+    store.close()
+    whole = re.sub(rb', "crc32": \d+', b"", store.samples.read_bytes())
+    store.samples.write_bytes(whole)
+    Store(tmp_path / "mix.txt", SETTINGS).close()
+    for old, new in ((b'"number": 3', b'"number": 4000000000'), (b'"tokens": 5', b'"tokens": 1' + b"0" * 400)):
+        store.samples.write_bytes(whole.replace(old, new))
+        with pytest.raises(UserError, match="changed by hand"):
+            Store(tmp_path / "mix.txt", SETTINGS)
 
 
 def test_two_processes_do_not_write_the_same_samples(tmp_path: Path) -> None:

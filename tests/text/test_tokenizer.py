@@ -1,13 +1,18 @@
 import json
+import random
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import models, trainers
 
 from mini_transformer.errors import UserError
-from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, DecodeStream, Tokenizer
+from mini_transformer.text.tokenizer import BYTE_SYMBOLS, EOT_TOKEN, DecodeStream, Tokenizer, byte_level
 from tests.conftest import FABLES
 
 TEXT = FABLES.read_text(encoding="utf-8")
@@ -125,3 +130,77 @@ def test_a_missing_file_or_eot_token_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
     with pytest.raises(UserError, match=r"has no <\|endoftext\|> token"):
         Tokenizer.load(tmp_path)
+
+
+def changed(change: Callable[[dict[str, Any]], object], tokenizer: Tokenizer = BPE) -> Tokenizer:
+    """A tokenizer as it is in its file, changed."""
+    value = json.loads(tokenizer.backend.to_str())
+    change(value)
+    return Tokenizer.from_json(json.dumps(value).encode(), "tokenizer.json")
+
+
+def lose(value: dict[str, Any]) -> None:
+    """A hole in the vocabulary: no token for the letter e."""
+    model = value["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if token == EOT_TOKEN or "e" not in token}
+    model["merges"] = [pair for pair in model["merges"] if "e" not in "".join(pair)]
+
+
+def replace(pattern: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": "x"}
+
+
+LOSSES: list[Callable[[dict[str, Any]], object]] = [
+    lambda value: value.update(normalizer={"type": "Lowercase"}),
+    lambda value: value.update(normalizer=replace("[a-z]{2,}")),
+    lambda value: value.update(pre_tokenizer={"type": "Whitespace"}),
+    lambda value: value["model"]["vocab"].update({"e": value["model"]["vocab"]["s"]}),  # two tokens of one id
+    lose,
+]
+
+
+@pytest.mark.parametrize("change", LOSSES)
+def test_a_text_that_does_not_come_back_from_its_tokens_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
+    tokenizer, text = changed(change), "Les Voyelles\nezsz\n"
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(UserError, match=r"tokenizer\.json: the text does not come back from its tokens"):
+            encode(text)
+
+
+def test_a_normalizer_is_not_passed_over_by_the_fast_path() -> None:
+    tokenizer = changed(LOSSES[0], TOKENIZER)
+    assert tokenizer.encode("abc").tolist() == TOKENIZER.encode("abc").tolist()
+    with pytest.raises(UserError, match="does not come back"):
+        tokenizer.encode("Abc")
+
+
+def test_a_pattern_that_panics_in_the_library_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    tokenizer = changed(lambda value: value.update(normalizer=replace("(a*)*\\1(?<=b+)")))
+    with pytest.raises(UserError, match=r"tokenizer\.json: the library fails with it \(.*retry-limit-in-match"):
+        tokenizer.encode("a" * 5000)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_id_far_beyond_the_others_is_refused_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match="a token has the id 4294967295, beyond our 1048576"):
+        changed(lambda value: value["model"]["vocab"].update({"zz": 4294967295}))
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("symbols", ["abcdefghij", "-=", "\n ", "日本"])
+def test_one_unbroken_word_is_learned_in_linear_time(symbols: str) -> None:
+    chance = random.Random(0)
+    word = "".join(chance.choices(symbols, k=150_000))
+    started = time.monotonic()
+    tokenizer = Tokenizer.train_bpe([word], 500)
+    assert time.monotonic() - started < 4
+    assert tokenizer.vocab_size > 300 or len(symbols) < 3
+    assert json.loads(tokenizer.backend.to_str())["pre_tokenizer"] == json.loads(BPE.backend.to_str())["pre_tokenizer"]
+
+
+def test_text_without_such_words_gives_the_tokenizer_that_the_library_learns() -> None:
+    backend = byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[EOT_TOKEN], initial_alphabet=BYTE_SYMBOLS)
+    backend.train_from_iterator([TEXT], trainer)
+    assert Tokenizer(backend).fingerprint == BPE.fingerprint

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from mini_transformer.config import ModelConfig, OptimConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training.checkpoint import Checkpoints, Progress, State, copy
 from mini_transformer.training.optimizer import make_optimizer
+from mini_transformer.training.parallel import snapshot
 from tests.conftest import FABLES, ROOT, TINY, spawn
 
 Call = Callable[..., tuple[int, str, str]]
@@ -102,6 +104,101 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert re.search(r"1-finetune-00000005.pt: damaged \(\w+\); going on from 0-pretrain-00000004.pt\n", said)
     assert weights(out) == before
     assert torch.load(newest, weights_only=True)["progress"]["iteration"] == 5  # saved anew
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path: Path, tiny_config: ModelConfig) -> tuple[Checkpoints, Callable[[], State]]:
+    """Two checkpoints, at iterations 1 and 2 of 2, and what makes a state to load them into."""
+
+    def fresh() -> State:
+        torch.manual_seed(0)
+        model = Decoder(tiny_config)
+        return State(model, make_optimizer(model, OptimConfig()), {}, Progress())
+
+    checkpoints, state = Checkpoints(tmp_path / "checkpoints"), fresh()
+    for iteration in (1, 2):
+        state.model(torch.ones((1, 4), dtype=torch.int64)).sum().backward()
+        state.optimizer.step()
+        state.best = snapshot(state.model)
+        state.progress = Progress(0, iteration, 1.0, (0, iteration), [1.0], iteration)
+        checkpoints.save(state, "train")
+    return checkpoints, fresh
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+
+
+def test_a_flipped_bit_is_found_or_does_no_harm(
+    two_checkpoints: tuple[Checkpoints, Callable[[], State]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints, fresh = two_checkpoints
+    newest = checkpoints.paths()[-1]
+    whole, chance, taken = newest.read_bytes(), random.Random(0), 0
+    before, after = fresh(), fresh()
+    Checkpoints(checkpoints.folder).load(after, [2])
+    newest.rename(newest.with_suffix(".away"))
+    Checkpoints(checkpoints.folder).load(before, [2])
+    newest.with_suffix(".away").rename(newest)
+    for case in range(24):
+        damaged, place = bytearray(whole), chance.randrange(len(whole))
+        if case % 3:
+            damaged[place] ^= 1 << chance.randrange(8)
+        else:  # a block that the disk gives back as zeros
+            damaged[place : place + 512] = bytes(512)
+            damaged = damaged[: len(whole)]
+        newest.write_bytes(damaged)
+        state = fresh()
+        assert Checkpoints(checkpoints.folder).load(state, [2])
+        said = capsys.readouterr().out
+        expected = before if said else after
+        taken += not said
+        assert not said or re.fullmatch(
+            r"0-train-00000002.pt: damaged \(\w+\); going on from 0-train-00000001.pt\n", said
+        )
+        assert state.progress == expected.progress
+        assert same(state.tensors(), expected.tensors())
+    assert taken < 6  # in the padding
+
+
+STRANGE: list[Callable[[dict[str, Any]], object]] = [
+    lambda note: note.clear(),
+    lambda note: note["tensors"].pop("model"),
+    lambda note: note["tensors"].update(other={}),
+    lambda note: note["tensors"]["model"].pop("norm.weight"),
+    lambda note: note["tensors"]["model"].update(more=torch.zeros(3)),
+    lambda note: note["tensors"]["best"].update({"norm.weight": torch.zeros(3)}),
+    lambda note: note["tensors"]["model"].update({"norm.weight": 3}),
+    lambda note: note["tensors"]["optimizer"].popitem(),
+    lambda note: note["tensors"]["optimizer"]["norm.weight"].update(step=torch.zeros(7)),
+    lambda note: note["progress"].update(phase=1),
+    lambda note: note["progress"].update(phase=-1),
+    lambda note: note["progress"].update(iteration=3),
+    lambda note: note["progress"].update(iteration="2"),
+    lambda note: note["progress"].update(best_step=(0, 3)),
+    lambda note: note["progress"].update(losses=["1"]),
+    lambda note: note["progress"].update(more=1),
+    lambda note: note["progress"].update(evaluated=3),
+    lambda note: note.update(progress=3),
+]
+
+
+@pytest.mark.parametrize("change", STRANGE)
+def test_a_checkpoint_of_another_structure_is_damaged(
+    two_checkpoints: tuple[Checkpoints, Callable[[], State]],
+    change: Callable[[dict[str, Any]], object],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoints, fresh = two_checkpoints
+    newest, state = checkpoints.paths()[-1], fresh()
+    note = torch.load(newest, weights_only=True)
+    change(note)
+    torch.save(note, newest)
+    assert Checkpoints(checkpoints.folder).load(state, [2])
+    assert state.progress.iteration == 1
+    assert "0-train-00000002.pt: damaged" in capsys.readouterr().out
 
 
 class Evil:

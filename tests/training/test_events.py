@@ -35,7 +35,7 @@ def in_metrics(folder: Path, before: dict[str, int]) -> dict[tuple[str, int], fl
         (name, before[line["phase"]] + line["iteration"]): value
         for line in lines
         for name, value in line.items()
-        if name not in ("phase", "iteration")
+        if name not in ("phase", "iteration", "expert_load")
     }
 
 

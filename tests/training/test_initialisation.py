@@ -181,6 +181,7 @@ def test_a_run_starts_where_the_other_ended_and_goes_on_bit_for_bit(trained: Pat
     moved = source.rename(tmp_path / "moved")
     other = shutil.copytree(moved, tmp_path / "other")
     shutil.copy(whole / "model.safetensors", other)
+    (other / "SHA256SUMS").unlink()  # the other weights are meant
     code, _, err = call("train", *flags, other, "--out-dir", out)
     assert (code, "(--init-from: the weights are others)" in err) == (2, True), err
     shape = [*TINY, "--dropout", 0.2, "--n-kv-head", 2, "--experts-per-token", 2, "--expert-hidden", 64]

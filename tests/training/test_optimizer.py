@@ -19,20 +19,22 @@ def test_weight_decay_is_for_matrices_only(tiny_config: ModelConfig) -> None:
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
 
 
-def test_busy_experts_are_made_less_attractive_until_the_load_is_even() -> None:
+@pytest.mark.parametrize("bias", [0.5, -0.5])  # everybody's first choice; nobody's
+def test_the_load_becomes_even_and_a_dead_expert_revives(bias: float) -> None:
     torch.manual_seed(0)
     model = Decoder(ModelConfig(n_layer=1, n_embd=16, n_head=2, block_size=64, n_experts=4).resolve(20))
     router = routers(model)[0]
     with torch.no_grad():
-        router.bias[0] = 0.5  # everybody's first choice
+        router.bias[0] = bias
     ids = torch.randint(20, (8, 64))
     loads = []
     for _ in range(400):
         model(ids)
-        loads.append(update_router_bias(model, 5e-3))
+        loads.append(update_router_bias(model, 5e-3)[0])
         assert router.tokens_per_expert is None
-    assert loads[0] > 1.9
-    assert sum(loads[-20:]) / 20 < 1.3
+    assert loads[0][0] > 1.9 if bias > 0 else loads[0][0] == 0
+    assert 0.7 < sum(load[0] for load in loads[-20:]) / 20 < 1.3
+    assert max(sum(load) / 20 for load in zip(*loads[-20:], strict=True)) < 1.3
 
 
 def test_balancing_without_a_rate_or_a_choice_changes_nothing() -> None:

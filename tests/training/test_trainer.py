@@ -238,6 +238,25 @@ def test_the_best_weights_are_kept_and_overfitting_is_said(tmp_path: Path, call:
     assert f"of validation loss {best['val_loss']:.3f}" in out
 
 
+def test_an_early_stop_ends_a_phase(tmp_path: Path, call: Call) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(FABLES.read_text(encoding="utf-8")[:1500], encoding="utf-8")
+    flags = ["--pretrain-data", text, "--finetune-data", text, *TINY, "--dropout", 0, "--eval-interval", 10]
+    flags += ["--max-iters-pretrain", 240, "--max-iters-finetune", 20, "--lr-pretrain", 1e-2, "--keep-checkpoints"]
+    measured = {}
+    for patience in (0, 3):
+        out = tmp_path / f"out{patience}"
+        assert call("train", *flags, "--early-stop", patience, "--out-dir", out)[0] == 0
+        measured[patience] = [m for m in metrics(out) if "val_loss" in m]
+    whole, early = measured[0], measured[3]
+    pretrain = [m for m in early if m["phase"] == "pretrain"]
+    assert pretrain == whole[: len(pretrain)]
+    best = min(pretrain, key=lambda m: m["val_loss"])  # type: ignore[arg-type,return-value]
+    assert pretrain[-1]["iteration"] == best["iteration"] + 30 < 240  # type: ignore[operator]
+    assert early[-1]["iteration"] == 20
+    assert "nothing to do" in call("train", *flags, "--early-stop", 3, "--out-dir", tmp_path / "out3")[1]
+
+
 def test_two_phases_share_a_tokenizer_and_the_second_starts_from_the_best(tmp_path: Path, call: Call) -> None:
     first = tmp_path / "first.txt"
     first.write_text("ABCÉ€ " * 300, encoding="utf-8")
@@ -264,10 +283,12 @@ def test_a_short_text_shrinks_the_block(tmp_path: Path, call: Call) -> None:
     code, out, err = call("train", "--data", text, *TINY, *SHORT, "--out-dir", tmp_path / "out")
     assert code == 0, err
     assert "The text is short: the block shrinks from 32 to 31 tokens" in out
-    text.write_text("Ah !")
-    code, _, err = call("train", "--data", text, *TINY, *SHORT, "--out-dir", tmp_path / "none")
-    assert code == 2
-    assert "characters of text are too few" in err
+    for written, size in (("Ah !", "4 characters"), ("A", "1 character")):
+        text.write_text(written)
+        code, _, err = call("train", "--data", text, *TINY, *SHORT, "--out-dir", tmp_path / "none")
+        assert code == 2
+        assert err.startswith(f"train: {text}: too little text: {size} to train on; training and validation need")
+        assert err.count("\n") == 1
     assert not (tmp_path / "none").exists()
 
 

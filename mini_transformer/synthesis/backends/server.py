@@ -5,7 +5,6 @@ What still fails is asked again here, for as long as the server answers anything
 """
 
 import asyncio
-import json
 import os
 import random
 import re
@@ -20,6 +19,7 @@ import openai
 from anyio.from_thread import start_blocking_portal
 
 from mini_transformer.errors import UserError
+from mini_transformer.files import parse_json
 from mini_transformer.synthesis.backends import Output, Task
 from mini_transformer.synthesis.config import SynthesisConfig
 
@@ -123,13 +123,13 @@ class ServerEngine:
         if len(body) > LARGEST_ANSWER:
             raise ConnectionError(f"an answer of more than {LARGEST_ANSWER:,} bytes")
         try:
-            answer = json.loads(body)
+            answer = parse_json(body)
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             text, tokens = choice["message"]["content"] or "", usage.get("completion_tokens")
             finished = choice.get("finish_reason") not in TRUNCATED
             if isinstance(text, str):
                 return Output(task, text, tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0, finished)
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             pass
         raise ConnectionError("an answer that is no chat completion")
 

@@ -1,0 +1,80 @@
+"""`--max-minutes`: as many iterations as fit, decided before the first one and kept ever after."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mini_transformer.training import timing
+from tests.conftest import TINY, spawn
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def settings(out: Path) -> dict[str, object]:
+    return json.loads((out / "run.json").read_text())["settings"]
+
+
+@pytest.fixture
+def words(fables: Path, tmp_path: Path) -> list[object]:
+    return ["train", "--data", fables, "--out-dir", tmp_path / "out", "--sample-interval", 0, *TINY]
+
+
+def test_a_run_takes_the_minutes_that_it_is_given(words: list[object], tmp_path: Path) -> None:
+    started = time.monotonic()
+    process = spawn(["-m", "mini_transformer", *words, "--max-minutes", 0.25], tmp_path)
+    _, err = process.communicate(timeout=60)
+    seconds = time.monotonic() - started
+    assert process.returncode == 0, err
+    assert 7 < seconds < 20, seconds  # other processes may run beside it
+    assert settings(tmp_path / "out")["max_iters"] != 10_000
+
+
+def test_a_killed_run_keeps_its_iterations_and_its_record_repeats_it(words: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = spawn(["-m", "mini_transformer", *words, "--max-minutes", 0.2, "--checkpoint-interval", 20], tmp_path)
+    while not list(out.glob("checkpoints/*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    iterations = settings(out)["max_iters"]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert spawn(["-m", "mini_transformer", *words, "--max-minutes", 0.2], tmp_path).wait(60) == 0
+    assert settings(out)["max_iters"] == iterations
+    again = [word if word != out else tmp_path / "again" for word in words]
+    assert spawn(["-m", "mini_transformer", *again, "--recipe", out / "run.json"], tmp_path).wait(60) == 0
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "again")]
+    assert weights[0] == weights[1]
+
+
+def test_phases_keep_the_ratio_of_their_iterations(fables: Path, tmp_path: Path, call: Call) -> None:
+    out, phases = tmp_path / "out", ["--pretrain-data", fables, "--finetune-data", fables]
+    lengths = ["--max-iters-pretrain", 3000, "--max-iters-finetune", 1000]
+    code, _, err = call("train", *phases, *lengths, "--out-dir", out, *TINY, "--max-minutes", minutes_from_now(4))
+    assert code == 0, err
+    found = settings(out)
+    assert found["max_iters_pretrain"] == pytest.approx(3 * found["max_iters_finetune"], abs=3)
+
+
+def test_too_few_minutes_leave_nothing_behind(words: list[object], tmp_path: Path, call: Call) -> None:
+    code, _, err = call(*words, "--max-minutes", 1e-4)
+    assert code == 2
+    assert "--max-minutes: 0.0001 minutes are too few: a step of this model takes" in err
+    assert not list((tmp_path / "out").glob("[!.]*"))
+
+
+def test_iterations_that_are_asked_for_win_over_the_minutes_of_a_recipe(
+    words: list[object], tmp_path: Path, call: Call
+) -> None:
+    recipe = tmp_path / "minutes.toml"
+    recipe.write_text("[settings]\nmax_minutes = 60\n")
+    assert call(*words, "--recipe", recipe, "--max-iters", 3)[0] == 0
+    assert settings(tmp_path / "out")["max_iters"] == 3
+
+
+def minutes_from_now(seconds: float) -> float:
+    """In this process, which has run for a while."""
+    return (time.monotonic() - timing.STARTED + seconds) / timing.SHARE / 60
