@@ -1,4 +1,4 @@
-# make demo · make test · make check · make test-slow
+# make demo · make test · make check · make test-slow · make bench
 #
 # Each command makes its own environment first, in .venv. On a machine without an NVIDIA card, a CPU-only PyTorch is
 # much smaller: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -8,7 +8,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_ARGS)
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check bench clean
 
 demo: $(VENV)/installed  ## train a small model on the embedded fables and print one that it writes
 	$(BIN)/mini-transformer demo
@@ -23,6 +23,10 @@ check: $(VENV)/installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev  ## how fast it trains and writes here, beside transformers (some minutes, on a quiet machine)
+	$(BIN)/python benchmarks/generate_speed.py
+	$(BIN)/python benchmarks/train_speed.py
 
 clean:  ## remove the environment and the demo's model
 	rm -rf $(VENV) demo-out

@@ -40,7 +40,9 @@ def train(
         raise UserError("`nproc`, `gpus`: one process trains in Python; `train.py` and torchrun start several")
     try:
         run(config)
-    except Stopped:
+    except Stopped as stopped:
+        if stopped.args:
+            raise KeyboardInterrupt(f"stopped {stopped}; there is nothing to save") from None
         folder = config.run.fork or config.run.out_dir
         raise KeyboardInterrupt(f"stopped; the state is saved in {folder}, and the same call goes on") from None
     return config.run.fork or config.run.out_dir

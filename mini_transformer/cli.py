@@ -19,7 +19,18 @@ from mini_transformer.errors import UserError, did_you_mean
 from mini_transformer.runtime import is_launched
 
 EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
-OTHER_NAMES = {"--learning-rate": "--lr", "--start": "--prompt"}  # flags of nanoGPT and transformers, and ours
+OTHER_NAMES = {  # flags of nanoGPT and transformers, and ours
+    "--learning-rate": "--lr",
+    "--start": "--prompt",
+    "--max-length": "--max-new-tokens",
+    "--num-return-sequences": "--num-samples",
+    "--max-steps": "--max-iters",
+    "--output-dir": "--out-dir",
+    "--per-device-train-batch-size": "--batch-size",
+    "--warmup-steps": "--warmup-iters",
+    "--max-grad-norm": "--grad-clip",
+    "--dtype": "--precision",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +50,7 @@ class Parser(argparse.ArgumentParser):
             flags = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
             word = unknown[0].split("=")[0].replace("_", "-")
             ours = did_you_mean(OTHER_NAMES.get(word, word).lstrip("-"), flags)
-            hint = ours.replace("mean ", "mean --") or "; see --help"
+            hint = ours.replace("mean ", "mean --") or "; see --help"  # no hint is better than a wrong one
             if word == "--resume" and "overwrite" in flags:
                 hint = "; the same command continues a run that was stopped"
             raise UserError(f"{unknown[0]}: unknown flag{hint}")

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from mini_transformer import __version__
-from mini_transformer.config import SamplingConfig
 from mini_transformer.generation.engine import Engine
 from mini_transformer.settings import recorded_settings
 from tests.conftest import FABLES, ROOT, TINY
@@ -143,7 +142,7 @@ def test_writing_refuses(call: Call, trained: Path, flags: list[object], message
 
 def test_the_largest_numbers_are_only_large(trained: Path) -> None:
     engine, most = Engine.load(trained, torch.device("cpu")), 2**63 - 1
-    assert next(engine.generate("Un", most, SamplingConfig(top_k=most), seed=most))
+    assert next(engine.stream("Un", most, top_k=most, seed=most))
 
 
 def test_writing_prints_the_text_alone(call: Call, trained: Path) -> None:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data": "config runtime text",
     "generation": "config settings runtime model text verse evaluation",
     "evaluation": "config runtime model text verse",
-    "training": "config settings runtime model text verse data generation evaluation",
+    "training": "config settings recipes runtime model text verse data generation evaluation",
     "synthesis": "config runtime text data",
 }
 

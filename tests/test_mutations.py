@@ -23,7 +23,7 @@ import torch
 from mini_transformer import cli
 from mini_transformer.checksums import SUMS
 from mini_transformer.commands.train import main as _  # noqa: F401 - loaded before memory is measured
-from mini_transformer.config import Phase, SamplingConfig, TextConfig, TrainConfig
+from mini_transformer.config import Phase, TextConfig, TrainConfig
 from mini_transformer.data.prepare import prepare_data
 from mini_transformer.errors import UserError
 from mini_transformer.evaluation.likelihood import measure
@@ -53,7 +53,7 @@ class Case:
 
 def ask_model(folder: Path) -> tuple[str, float]:
     engine = Engine.load(folder, torch.device("cpu"))
-    text = "".join(engine.generate("Un été", 3, SamplingConfig(), seed=1))
+    text = engine.generate("Un été", 3, seed=1)
     bits = measure(engine.model, engine.tokenizer, TEXT[:300]).bits_per_character
     assert math.isfinite(bits)
     assert bits >= 0

@@ -63,11 +63,21 @@ def test_command(folder: Path, command: str) -> None:
         assert len(out) > 400
 
 
-def test_the_python_example(folder: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    code = example.replace("max_new_tokens=100", "max_new_tokens=5")
-    out = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, encoding="utf-8")
-    assert out.returncode == 0, out.stderr
+def test_the_python_examples(folder: Path) -> None:
+    """Ours without the packages that `make demo` does not install, then that of `transformers`."""
+    ours, theirs = re.findall(r"```python\n(.*?)```", README, re.S)
+    for name in ("numba", "transformers"):
+        (folder / "absent").mkdir(exist_ok=True)
+        (folder / "absent" / f"{name}.py").write_text("raise ImportError")
+    for code, path in ((ours, f"{folder / 'absent'}:{ROOT}"), (theirs, str(ROOT))):
+        out = subprocess.run(
+            [sys.executable, "-c", code.replace("max_new_tokens=100", "max_new_tokens=5")],
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        )
+        assert out.returncode == 0, out.stderr
     assert out.stdout.startswith("Un renard")
 
 
@@ -94,4 +104,4 @@ def test_the_map_shows_what_is_there() -> None:
     shown = set(re.findall(r"^  ([a-z_]+)(?:/|\.py)", tree, re.M))
     package = ROOT / "mini_transformer"
     there = {p.stem for p in package.iterdir() if not p.name.startswith("__") and p.suffix in ("", ".py")}
-    assert shown == there - {"errors", "files"}
+    assert shown == there - {"errors", "files", "checksums"}

@@ -1,6 +1,7 @@
 """`demo`: from nothing to a first fable."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def main(argv: Sequence[str]) -> int:
     words = ["--model-dir", str(run.out_dir), "--max-new-tokens", "700", "--temperature", "0.6"]
     if code := generate.main([*words, "--seed", "1", "--stop-at-end"]):
         return code
+    command = sys.argv[0] if Path(sys.argv[0]).name == "mini-transformer" else "mini-transformer"
     print(f"\nThe model and its loss_curve.png are in {run.out_dir}. To write more:")
-    print(f'  mini-transformer generate --model-dir {run.out_dir} --prompt "LE RENARD"')
+    print(f"  {command} generate --model-dir {shlex.quote(str(run.out_dir))} --prompt $'LE RENARD ET LE LOUP\\n'")
+    print("A prompt that ends with its line (\\n) is a title; one that ends inside a word has it continued first.")
     return 0
 
 

@@ -118,7 +118,10 @@ def main(argv: Sequence[str]) -> int:
         config = parse_config(argv)
         try:
             run(config)
-        except Stopped:
+        except Stopped as stopped:
+            if stopped.args:
+                log(f"Stopped {stopped}; there is nothing to save.")
+                return EXIT_INTERRUPTED
             folder = config.run.fork or config.run.out_dir
             log(f"Stopped; the state is saved in {folder}. The same command goes on from here.")
             return EXIT_INTERRUPTED

@@ -84,7 +84,7 @@ def check(config: SynthesisConfig) -> None:
         raise UserError(f"`base_url`: {found}; expected one such as http://localhost:8000/v1, no query")
 
 
-def check_packages(*names: str, source: str = '"mini-transformer[synthesis]"') -> None:
+def check_packages(*names: str, source: str = '-e ".[synthesis]"') -> None:
     """Refuse to start without packages. Raises `UserError` naming the first that is missing, and what brings it."""
     for name in names:
         if importlib.util.find_spec(name) is None:

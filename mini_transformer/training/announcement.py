@@ -1,10 +1,13 @@
 """What is said before a run begins: the size of the model, the memory, the length, and for a long run the time."""
 
+import shlex
 import sys
 import time
 
 import torch
 
+from mini_transformer.config import RunConfig, TrainConfig
+from mini_transformer.recipes import load_recipe
 from mini_transformer.runtime import describe_device, log, rank, world_size
 from mini_transformer.training.metrics import duration
 from mini_transformer.training.optimizer import update_router_bias
@@ -13,7 +16,8 @@ from mini_transformer.training.trainer import Trainer
 
 LONG = 6 * 3600.0  # seconds from which a run is announced as long
 WORTH_TIMING = 1e15  # floating-point operations below which no device needs long
-LAPTOP = "the recipe laptop gives a first result in under an hour"
+WORTH_NO_WARM_UP = 1e11  # of a pass on a CPU that is long enough without
+SMALL = "fables-10min"  # the recipe that a long run on a CPU is pointed to
 MORE_GPUS = "more GPUs or fewer iterations shorten that, and a run that is stopped goes on later"
 
 
@@ -28,12 +32,28 @@ def announce(trainer: Trainer, parallel: str) -> None:
         length = f"{iters:,} iteration{'s' * (iters > 1)} of {per_iteration:,} tokens"
         epochs = tokens / data.batches.epoch_tokens
         log(f"Plan, {phase.name}: {length}: {amount(tokens)}, {epochs:,.{1 if epochs >= 1 else 3}f} epochs")
-    if (seconds := expected_seconds(trainer)) is None:
+    seconds = expected_seconds(trainer)
+    trainer.check_stop(together=True)
+    if seconds is None:
         return
     log(f"Time: about {duration(seconds)} for the whole run on {describe_device(trainer.device)}")
     if seconds > LONG and rank() == 0:
-        hint = MORE_GPUS if trainer.device.type == "cuda" else LAPTOP
+        hint = MORE_GPUS if trainer.device.type == "cuda" else small_command(trainer.config)
         print(f"Warning: this run will take about {duration(seconds)}; {hint}", file=sys.stderr)
+
+
+def small_command(config: TrainConfig) -> str:
+    """A command that trains a small model on the same texts, to copy."""
+    words: list[object] = ["python", "train.py"]
+    for phase in config.phases:
+        words.append("--data" if len(config.phases) == 1 else f"--{phase.name}-data")
+        weights = [f":{weight:g}" for weight in phase.weights] or [""] * len(phase.data)
+        words += [f"{path}{weight}" for path, weight in zip(phase.data, weights, strict=True)]
+    words += ["--recipe", SMALL]
+    if config.run.out_dir != RunConfig.out_dir:
+        words += ["--out-dir", config.run.out_dir]
+    about = load_recipe(SMALL).about
+    return f"{about}: {shlex.join(map(str, words))}"
 
 
 def describe_memory(trainer: Trainer, parallel: str) -> str:
@@ -68,14 +88,21 @@ def expected_seconds(trainer: Trainer) -> float | None:
 
 
 def seconds_per_step(trainer: Trainer) -> float:
-    """The time of a step, judged by a micro-batch or two, on all ranks alike. It changes nothing in the run."""
+    """The time of a step, judged by a micro-batch or two, on all ranks alike. It changes nothing in the run.
+
+    On a CPU, by one row for each thread, at once: a large model would take minutes for a whole micro-batch.
+    """
     size, block = trainer.micro_batch_size, trainer.block_size
+    if trainer.device.type == "cpu":
+        size = min(size, trainer.passes.threads)
+    flops = flops_per_token(trainer.model.config) * size * block
+    no_warm_up = trainer.device.type == "cpu" and flops > WORTH_NO_WARM_UP
     ids = torch.randint(trainer.model.config.vocab_size, (size, block), generator=torch.Generator().manual_seed(0))
     micro_batches = len(trainer.micro_batches)
     exchanging = 1 if world_size() > 1 else micro_batches  # several ranks exchange gradients after the last one only
     seconds = 0.0
     for times, last in ((0, True), (micro_batches - exchanging, False), (exchanging, True)):  # the first warms up
-        if not times and not last:
+        if not times and (not last or no_warm_up):
             continue
         started = time.monotonic()
         trainer.passes.backward((0,), range(size), ids, ids, 1, last)
@@ -84,4 +111,4 @@ def seconds_per_step(trainer: Trainer) -> float:
         seconds += times * (time.monotonic() - started)
     trainer.model.zero_grad(set_to_none=True)
     update_router_bias(trainer.model, 0.0)
-    return seconds
+    return seconds * trainer.micro_batch_size / size

@@ -13,7 +13,7 @@ FOLDER, FILES = "tensorboard", "events.out.tfevents.*"
 def check_tensorboard() -> None:
     """Raises `UserError` if the package is not there."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise UserError('`tensorboard`: needs a package: pip install "mini-transformer[tensorboard]"')
+        raise UserError('`tensorboard`: needs a package: pip install -e ".[tensorboard]"')
 
 
 class EventLog:

@@ -69,7 +69,7 @@ class RunFolder:
             what = f"{present[0]}, but no run of ours"
             raise UserError(f"{holds} {what}; choose another `{self.setting}`, or `overwrite` to replace it")
         self._take()
-        nothing_to_lose = WEIGHTS not in present and not self.checkpoints.paths()
+        nothing_to_lose = not (self.checkpoints.paths() or (WEIGHTS in present and self._has_trained()))
         if record is None or nothing_to_lose or (overwrite and (difference or record.get("finished"))):
             return None
         if difference:
@@ -84,6 +84,11 @@ class RunFolder:
         if fixed_difference(record, wanted) or record.get("finished") or not self.checkpoints.paths():
             return f"{start_command(self.folder)} starts a new run from its weights"
         return "`fork` NEWDIR goes on with it under these settings"
+
+    def _has_trained(self) -> bool:
+        """Whether the metrics tell of a step: the weights of before are random ones."""
+        path = self.folder / METRICS
+        return not path.is_file() or b"train_loss" in path.read_bytes()
 
     def _take(self) -> None:
         """Make the folder and lock it, as long as the process lives."""

@@ -34,7 +34,7 @@ from mini_transformer.training.passes import Passes
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
-from mini_transformer.training.validation import validate
+from mini_transformer.training.validation import is_quick, validate
 
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
 SAMPLE_TOKENS, FINAL_TOKENS = 160, 600  # written on the way, and at the end (the length of a fable)
@@ -43,7 +43,7 @@ CPU_TOKENS = 4096  # of a micro-batch: what the caches of a CPU like
 
 
 class Stopped(Exception):
-    """The user (or the system) asked the run to stop; its state is saved."""
+    """The user (or the system) asked the run to stop; its state is saved, unless an argument says why there is none."""
 
 
 class Trainer:
@@ -107,7 +107,7 @@ class Trainer:
                     temporary.write_text(text, encoding="utf-8")
             self._write_results()
         except (Stopped, UserError) as error:  # on all ranks: what they are writing will be whole
-            if isinstance(error, Stopped):
+            if isinstance(error, Stopped) and not error.args:
                 self._save()
             self.folder.checkpoints.wait()
             raise
@@ -127,7 +127,8 @@ class Trainer:
                 self._save()
 
             # once in a while, and at the end: evaluate on the validation text, keep the best weights (all ranks)
-            if (i % run.eval_interval == 0 or i == iters) and i != progress.evaluated:
+            due = i % run.eval_interval == 0 and (i > 0 or is_quick(self.model, len(self.data.validation)))
+            if (due or i == iters) and i != progress.evaluated:
                 self._evaluate()
 
             # once in a while: show how the model writes (all ranks, the text of rank 0 is shown)
@@ -208,7 +209,7 @@ class Trainer:
     def check_stop(self, together: bool = False) -> None:
         """Raises `Stopped` if asked to, or left alone by the launcher: on all ranks, which must look `together`."""
         if (together or world_size() == 1) and any_rank(self.stop.is_set() or launcher_is_gone()):
-            raise Stopped
+            raise Stopped(*[] if self.progress.phase or self.progress.iteration else ["before the first step"])
 
     def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""

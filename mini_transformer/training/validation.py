@@ -8,9 +8,12 @@ from collections.abc import Callable
 import torch
 
 from mini_transformer.data.stream import TokenStream, validation_batches
+from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import rank, world_size
 from mini_transformer.training.distributed import sum_over_ranks
+from mini_transformer.training.plan import flops_per_token
 
+MAX_FIRST_EVALUATION = 1e12  # floating-point operations, on a CPU
 LossSum = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]  # of inputs and targets (B, T)
 
 
@@ -25,3 +28,9 @@ def validate(loss_sum: LossSum, stream: TokenStream, batch_size: int, block_size
             total, tokens = total + loss.item(), tokens + count
     total, tokens = sum_over_ranks(torch.tensor([total, tokens], dtype=torch.float64)).tolist()
     return total / tokens
+
+
+def is_quick(model: Decoder, tokens: int) -> bool:
+    """Whether to measure a model before its first step: not where that takes long and delays the first loss."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return not on_cpu or flops_per_token(model.config) / 3 * tokens <= MAX_FIRST_EVALUATION

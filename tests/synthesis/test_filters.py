@@ -42,7 +42,7 @@ def labelled(name: str) -> list[Labelled]:
 
 
 @pytest.mark.parametrize(("name", "precision", "recall"), [("labelled_a.txt", 1.0, 1.0), ("labelled_b.txt", 0.96, 1.0)])
-def test_the_labelled_answers(name: str, precision: float, recall: float, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_labelled_answers(name: str, precision: float, recall: float) -> None:
     answers = labelled(name)
     assert len(answers) >= 50
     assert 20 <= sum(answer.good for answer in answers) <= len(answers) - 20
@@ -57,8 +57,7 @@ def test_the_labelled_answers(name: str, precision: float, recall: float, capsys
             lines.append(f"  wrong: {reason or 'kept'} ({answer.why or 'good'}): {text[:60]!r}")
     of_kept = kept_good / (kept_good + kept_bad)
     of_good = kept_good / sum(answer.good for answer in answers)
-    with capsys.disabled():
-        print(f"\n{name}: {len(answers)} answers, precision {of_kept:.3f}, recall {of_good:.3f}", *lines, sep="\n")
+    print(f"{name}: {len(answers)} answers, precision {of_kept:.3f}, recall {of_good:.3f}", *lines, sep="\n")
     assert of_kept >= precision
     assert of_good >= recall
 

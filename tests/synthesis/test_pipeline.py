@@ -252,6 +252,6 @@ def test_a_missing_package_is_named_with_the_command(package: str, words: list[s
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == (
-        f'generate-data: the Python package {package!r} is missing: pip install "mini-transformer[synthesis]"\n'
+        f'generate-data: the Python package {package!r} is missing: pip install -e ".[synthesis]"\n'
     )
     assert not list(tmp_path.iterdir())

@@ -77,5 +77,5 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, call:
     code, _, err = call("train", *FLAGS, "--out-dir", tmp_path / "out")
     assert code == 2
     assert err.count("\n") == 1
-    assert "mini-transformer[tensorboard]" in err
+    assert 'pip install -e ".[tensorboard]"' in err
     assert not (tmp_path / "out").exists()

@@ -141,7 +141,7 @@ def test_the_plan_is_printed_and_measuring_the_time_changes_nothing(
     out, err = capsys.readouterr()
     assert "Time: about " in out
     assert "Warning: this run will take about" in err
-    assert "recipe laptop" in err
+    assert f"python train.py --data {FABLES} --recipe fables-10min --out-dir {tmp_path / 'b'}" in err
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
