@@ -100,8 +100,9 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         if changed:
             log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
         if config.run.max_minutes and record is None and not fork:
-            trial = Trainer(config, data, copy.deepcopy(model), folder, precision, stop, parallel)
-            config = fit_to_minutes(config, trial)
+            model_to_spoil = copy.deepcopy(model)
+            config = fit_to_minutes(config, Trainer(config, data, model_to_spoil, folder, precision, stop, parallel))
+            del model_to_spoil
             wanted = describe_run(config, data)
         trainer = Trainer(config, data, model, folder, precision, stop, parallel)
         announce(trainer, parallel)

@@ -41,7 +41,8 @@ def fit_to_minutes(config: TrainConfig, trainer: Trainer) -> TrainConfig:
     phases = tuple(replace(phase, iters=math.floor(iters * phase.iters / total)) for phase in config.phases)
     if min(phase.iters for phase in phases) < LEAST:
         minutes = f"{config.run.max_minutes:g} minute{'s' * (config.run.max_minutes != 1)}"
-        raise UserError(f"`max_minutes`: {minutes} are too few: a step of this model takes {step:.2g} s here")
+        spent = f"{time.monotonic() - STARTED:.0f} s are over, and a step takes {step:.2g} s here"
+        raise UserError(f"`max_minutes`: {minutes} are too few: {spent}")
     return replace(config, phases=phases)
 
 

@@ -62,7 +62,7 @@ def test_phases_keep_the_ratio_of_their_iterations(fables: Path, tmp_path: Path,
 def test_too_few_minutes_leave_nothing_behind(words: list[object], tmp_path: Path, call: Call) -> None:
     code, _, err = call(*words, "--max-minutes", 1e-4)
     assert code == 2
-    assert "--max-minutes: 0.0001 minutes are too few: a step of this model takes" in err
+    assert "--max-minutes: 0.0001 minutes are too few: " in err
     assert not list((tmp_path / "out").glob("[!.]*"))
 
 
