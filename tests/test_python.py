@@ -94,3 +94,26 @@ def test_an_interruption_saves_the_state(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     mini_transformer.train(FABLES, tmp_path / "out", **SHAPE)
     assert (tmp_path / "out" / "generated_text.txt").exists()
+
+
+@pytest.mark.parametrize("most", [0.0, 1e12])  # operations of an evaluation before the first step
+def test_a_run_without_a_finished_step_leaves_its_folder_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float
+) -> None:
+    from mini_transformer.training import trainer, validation
+
+    step = trainer.Trainer.train_step
+
+    def stop_first(self: trainer.Trainer) -> dict[str, float]:
+        self.stop.set()
+        return step(self)
+
+    monkeypatch.setattr(validation, "MAX_FIRST_EVALUATION", most)
+    monkeypatch.setattr(trainer.Trainer, "train_step", stop_first)
+    with pytest.raises(KeyboardInterrupt, match="before the first step; there is nothing to save"):
+        mini_transformer.train(FABLES, tmp_path / "out", **SHAPE)
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
+    monkeypatch.setattr(trainer.Trainer, "train_step", step)
+    mini_transformer.train(FABLES, tmp_path / "out", **SHAPE, lr=1e-3)  # another run, in the same folder
+    first = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0]
+    assert ("val_loss" in first and '"iteration": 0' in first) == (most > 0)
