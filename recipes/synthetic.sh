@@ -4,7 +4,7 @@
 #   recipes/synthetic.sh FABLES.txt HELD_OUT.txt
 #
 # FABLES.txt is what the model is fine-tuned on, HELD_OUT.txt what it is measured on; no sample may quote either.
-# Needs pip install "mini-transformer[synthesis]". Each step goes on where it was stopped: start it again after a kill.
+# Needs pip install -e ".[synthesis]". Each step goes on where it was stopped: start it again after a kill.
 # What may be set from outside, with the mission's values:
 set -euo pipefail
 [ $# = 2 ] || { echo "usage: recipes/synthetic.sh FABLES.txt HELD_OUT.txt" >&2; exit 2; }
