@@ -104,4 +104,4 @@ def test_the_map_shows_what_is_there() -> None:
     shown = set(re.findall(r"^  ([a-z_]+)(?:/|\.py)", tree, re.M))
     package = ROOT / "mini_transformer"
     there = {p.stem for p in package.iterdir() if not p.name.startswith("__") and p.suffix in ("", ".py")}
-    assert shown == there - {"errors", "files", "checksums"}
+    assert shown == there - {"errors", "files"}
