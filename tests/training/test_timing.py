@@ -23,6 +23,7 @@ def words(fables: Path, tmp_path: Path) -> list[object]:
     return ["train", "--data", fables, "--out-dir", tmp_path / "out", "--sample-interval", 0, *TINY]
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_minutes_that_it_is_given(words: list[object], tmp_path: Path) -> None:
     started = time.monotonic()
     process = spawn(["-m", "mini_transformer", *words, "--max-minutes", 0.25], tmp_path)
@@ -33,6 +34,7 @@ def test_a_run_takes_the_minutes_that_it_is_given(words: list[object], tmp_path:
     assert settings(tmp_path / "out")["max_iters"] != 10_000
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_iterations_and_its_record_repeats_it(words: list[object], tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = spawn(["-m", "mini_transformer", *words, "--max-minutes", 0.2, "--checkpoint-interval", 20], tmp_path)
@@ -48,6 +50,15 @@ def test_a_killed_run_keeps_its_iterations_and_its_record_repeats_it(words: list
     assert spawn(["-m", "mini_transformer", *again, "--recipe", out / "run.json"], tmp_path).wait(60) == 0
     weights = [(folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "again")]
     assert weights[0] == weights[1]
+
+
+def test_a_finished_run_stays_and_its_record_repeats_it(words: list[object], tmp_path: Path, call: Call) -> None:
+    minutes = ["--max-minutes", minutes_from_now(3)]
+    assert call(*words, *minutes)[0] == 0
+    assert "nothing to do" in call(*words, *minutes)[1]
+    again = [word if word != tmp_path / "out" else tmp_path / "again" for word in words]
+    assert call(*again, "--recipe", tmp_path / "out" / "run.json")[0] == 0
+    assert settings(tmp_path / "again") == settings(tmp_path / "out")
 
 
 def test_phases_keep_the_ratio_of_their_iterations(fables: Path, tmp_path: Path, call: Call) -> None:
