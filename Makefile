@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 
 .PHONY: demo test test-slow check bench clean
 
-demo: $(VENV)/installed  ## train a small model on the embedded fables and print one that it writes
+demo: $(VENV)/installed  ## train the base model on the embedded fables and print one that it writes
 	$(BIN)/mini-transformer demo
 
 test: $(VENV)/installed-dev  ## the tests, without the slow ones and those that need a GPU

@@ -109,7 +109,7 @@ COMMANDS = {
     "tokenizer": "train a tokenizer alone, or show what one makes of a text",
     "verse": "check the syllables, metre and rhyme of French verse",
     "corpus": "list or print the fables that come with the package",
-    "demo": "train a small model on the embedded fables and print one that it writes",
+    "demo": "train the base model on the embedded fables and print one that it writes",
 }
 
 

@@ -18,7 +18,7 @@ def test_a_wheel_works_by_itself(tmp_path: Path) -> None:
     subprocess.run([*pip, str(source)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    for name in ("py.typed", "recipes/tiny.toml", "verse/lexicon.toml"):
+    for name in ("py.typed", "recipes/tiny.toml", "verse/lexicon.toml", "base/model.safetensors"):
         assert (tmp_path / "site" / "mini_transformer" / name).is_file()
     result = subprocess.run(
         [sys.executable, "-m", "mini_transformer", "corpus"],

@@ -81,8 +81,9 @@ def test_the_python_examples(folder: Path) -> None:
     assert out.stdout.startswith("Un renard")
 
 
-def test_the_demo(tmp_path: Path) -> None:
-    out = run(["mini-transformer", "demo", "--max-iters", "2"], tmp_path)
+@pytest.mark.parametrize("more", [[], ["--from-scratch"]])
+def test_the_demo(tmp_path: Path, more: list[str]) -> None:
+    out = run(["mini-transformer", "demo", "--max-iters", "2", *more], tmp_path)
     assert "A fable that it writes:" in out
     assert (tmp_path / "demo-out" / "generated_text.txt").is_file()
 

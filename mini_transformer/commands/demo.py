@@ -1,4 +1,4 @@
-"""`demo`: from nothing to a first fable."""
+"""`demo`: from the base model of the package, or from nothing, to a first fable."""
 
 import shlex
 import sys
@@ -10,32 +10,34 @@ from mini_transformer.commands import generate, train
 from mini_transformer.config import PhaseSettings, RunConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
-from mini_transformer.recipes import load_recipe
 from mini_transformer.settings import fill
 from mini_transformer.text.fables import join_fables, load_fables
 
+TITLE = "LE RENARD ET LE LOUP"  # of the fable that it is to write
+
 
 def main(argv: Sequence[str]) -> int:
-    """Train a small model on the embedded fables and print what it writes."""
-    parser = Parser(prog="demo", description="Train a small model on the embedded fables, then write one.")
+    """Train the base model, or a new one, on the embedded fables and print what it writes."""
+    parser = Parser(prog="demo", description="Train the package's base model on its fables, then write one.")
     add_fields(parser, RunConfig, ["out_dir"], out_dir=Path("demo-out"))
-    add_fields(parser, PhaseSettings, ["max_iters"], max_iters=load_recipe("tiny").settings["max_iters"])
+    parser.add_argument("--from-scratch", action="store_true", help="train a new model instead of the base model")
+    add_fields(parser, PhaseSettings, ["max_iters"], max_iters=None)
     add_fields(parser, RunConfig, ["overwrite"])
     given = vars(parser.parse(argv))
-    run, max_iters = fill(RunConfig, given), fill(PhaseSettings, given).max_iters
-    # on so little text, tokens of several letters learn words where characters learn letters
-    words = f"--recipe tiny --max-iters {max_iters} --tokenizer bpe --vocab-size 1024".split()
+    run = fill(RunConfig, given)
+    words = ["--recipe", "tiny"] if given["from_scratch"] else ["--init-from", "base", "--recipe", "finetune"]
+    words += ["--max-iters", str(given["max_iters"])] if given["max_iters"] else []
     words = [*_write_texts(run.out_dir), *words, "--out-dir", str(run.out_dir)] + ["--overwrite"] * run.overwrite
     print(f"mini-transformer train {shlex.join(words)}\n", flush=True)
     if code := train.main(words):
         return code
     print("\nA fable that it writes:\n", flush=True)
     words = ["--model-dir", str(run.out_dir), "--max-new-tokens", "700", "--temperature", "0.6"]
-    if code := generate.main([*words, "--seed", "1", "--stop-at-end"]):
+    if code := generate.main([*words, "--prompt", f"{TITLE}\n\n", "--seed", "1", "--stop-at-end"]):
         return code
     command = sys.argv[0] if Path(sys.argv[0]).name == "mini-transformer" else "mini-transformer"
     print(f"\nThe model and its loss_curve.png are in {run.out_dir}. To write more:")
-    print(f"  {command} generate --model-dir {shlex.quote(str(run.out_dir))} --prompt $'LE RENARD ET LE LOUP\\n'")
+    print(f"  {command} generate --model-dir {shlex.quote(str(run.out_dir))} --prompt $'{TITLE}\\n\\n'")
     print("A prompt that ends with its line (\\n) is a title; one that ends inside a word has it continued first.")
     return 0
 

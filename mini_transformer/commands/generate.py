@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mini_transformer.cli import Parser, add_fields
 from mini_transformer.config import GenerateConfig, RunConfig, SamplingConfig
@@ -24,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
     from mini_transformer.runtime import pick_device
     from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 
-    engine = Engine.load(config.model_dir, pick_device(run.device, run.gpus))
+    folder = config.model_dir if "model_dir" in given or config.model_dir.exists() else _another_model()
+    engine = Engine.load(folder, pick_device(run.device, run.gpus))
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed
     if config.seed is None and sampling.temperature:
         print(f"seed {seed}", file=sys.stderr)
@@ -38,3 +40,15 @@ def main(argv: Sequence[str]) -> int:
         texts[number] += piece
     print(*("", *texts[1:]), sep=DOCUMENT_SEPARATOR)
     return 0
+
+
+def _another_model() -> Path:
+    """The model to write with where none is named and there is no `out`: the demo's, or else that of the package."""
+    from mini_transformer.model.pretrained import BASE, CONFIG
+
+    demo = Path("demo-out")
+    found, name = (demo, "the demo's model") if (demo / CONFIG).is_file() else (BASE, "the base model of the package")
+    print(
+        f"There is no folder out: {name} writes. Train one with train.py, or name one with --model-dir", file=sys.stderr
+    )
+    return found

@@ -14,7 +14,7 @@ from mini_transformer.errors import UserError, did_you_mean
 from mini_transformer.evaluation.likelihood import Score, score
 from mini_transformer.generation.decoding import generate_tokens
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.pretrained import CONFIG, read_model, read_suppress_tokens
+from mini_transformer.model.pretrained import CONFIG, model_folder, read_model, read_suppress_tokens
 from mini_transformer.runtime import pick_device
 from mini_transformer.settings import fill
 from mini_transformer.text.documents import DOCUMENT_SEPARATOR
@@ -41,8 +41,8 @@ class Engine:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "auto") -> "Engine":
-        """The engine of a model folder. Raises `UserError` if it is missing, incomplete or damaged."""
-        folder = Path(folder)
+        """The engine of a model folder; `base` is the package's model. Raises `UserError` if it is not whole."""
+        folder = model_folder(Path(folder))
         if isinstance(device, str):
             kind, _, number = device.partition(":")  # cuda:1
             device = pick_device(kind, number or None)
