@@ -11,7 +11,7 @@ from mini_transformer.training.distributed import from_rank_zero
 from mini_transformer.training.run_folder import RUN, RunFolder
 from mini_transformer.training.trainer import Trainer
 
-SHARE = 0.94  # of the minutes that is planned with: speed varies, and the results have to be written
+SHARE = 0.92  # of the minutes that is planned with: speed varies, and the results have to be written
 LEAST = 10  # iterations of a phase that are worth training
 TRIAL = 0.015  # of the time goes into trying out
 WARM_UP = 3  # steps that are not counted
