@@ -52,8 +52,11 @@ def test_a_killed_run_keeps_its_iterations_and_its_record_repeats_it(words: list
     assert weights[0] == weights[1]
 
 
-def test_a_finished_run_stays_and_its_record_repeats_it(words: list[object], tmp_path: Path, call: Call) -> None:
-    minutes = ["--max-minutes", minutes_from_now(3)]
+def test_a_finished_run_stays_and_its_record_repeats_it(
+    words: list[object], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutes = ["--max-minutes", 0.1]
+    monkeypatch.setattr(timing, "STARTED", time.monotonic())  # this process has run for a while
     assert call(*words, *minutes)[0] == 0
     assert "nothing to do" in call(*words, *minutes)[1]
     again = [word if word != tmp_path / "out" else tmp_path / "again" for word in words]
@@ -61,10 +64,13 @@ def test_a_finished_run_stays_and_its_record_repeats_it(words: list[object], tmp
     assert settings(tmp_path / "again") == settings(tmp_path / "out")
 
 
-def test_phases_keep_the_ratio_of_their_iterations(fables: Path, tmp_path: Path, call: Call) -> None:
+def test_phases_keep_the_ratio_of_their_iterations(
+    fables: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "STARTED", time.monotonic())
     out, phases = tmp_path / "out", ["--pretrain-data", fables, "--finetune-data", fables]
     lengths = ["--max-iters-pretrain", 3000, "--max-iters-finetune", 1000]
-    code, _, err = call("train", *phases, *lengths, "--out-dir", out, *TINY, "--max-minutes", minutes_from_now(4))
+    code, _, err = call("train", *phases, *lengths, "--out-dir", out, *TINY, "--max-minutes", 0.1)
     assert code == 0, err
     found = settings(out)
     assert found["max_iters_pretrain"] == pytest.approx(3 * found["max_iters_finetune"], abs=3)
@@ -84,8 +90,3 @@ def test_iterations_that_are_asked_for_win_over_the_minutes_of_a_recipe(
     recipe.write_text("[settings]\nmax_minutes = 60\n")
     assert call(*words, "--recipe", recipe, "--max-iters", 3)[0] == 0
     assert settings(tmp_path / "out")["max_iters"] == 3
-
-
-def minutes_from_now(seconds: float) -> float:
-    """In this process, which has run for a while."""
-    return (time.monotonic() - timing.STARTED + seconds) / timing.SHARE / 60
