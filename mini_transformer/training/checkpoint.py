@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 
 from mini_transformer.errors import UserError
-from mini_transformer.files import disk_error, publish, remove, replacing
+from mini_transformer.files import disk_error, remove, replacing
 from mini_transformer.runtime import log, rank
 from mini_transformer.training import sharded
 from mini_transformer.training.distributed import any_rank, from_rank_zero
@@ -164,13 +164,28 @@ class Checkpoints:
             if error := self._load(self.folder / name, state, iters):
                 damaged.append((name, error))
                 continue
-            for other, error in damaged:
-                log(f"{other}: damaged ({error}); going on from {name}")
+            _log_damaged(damaged, name)
             self._step = state.progress.phase, state.progress.iteration
             return True
         if damaged:
             raise UserError(f"{self.folder / damaged[0][0]}: damaged ({damaged[0][1]}); `overwrite` starts anew")
         return False
+
+    def newest(self, iters: Sequence[int]) -> tuple[Path, Progress]:
+        """The newest checkpoint that is whole, and its progress in phases of so many iterations at most.
+
+        Raises `UserError` if all are damaged.
+        """
+        damaged: list[tuple[str, str]] = []
+        for path in reversed(self.paths()):
+            try:
+                progress = _progress(_load_file(path) if path.suffix == ".pt" else sharded.read_note(path), iters)
+            except Exception as failure:  # damaged bytes may raise anything
+                damaged.append((path.name, type(failure).__name__))
+                continue
+            _log_damaged(damaged, path.name)
+            return path, progress
+        raise UserError(f"{self.folder / damaged[0][0]}: damaged ({damaged[0][1]})")
 
     def _load(self, path: Path, state: State, iters: Sequence[int]) -> str:
         """Take up a checkpoint; what is wrong with it, on whichever rank, else nothing."""
@@ -219,12 +234,9 @@ class Checkpoints:
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
-def read_progress(path: Path, iters: Sequence[int]) -> Progress:
-    """The progress of a checkpoint, in phases of so many iterations at most. Raises `UserError` if it is damaged."""
-    try:
-        return _progress(_load_file(path) if path.suffix == ".pt" else sharded.read_note(path), iters)
-    except Exception as error:  # damaged bytes may raise anything
-        raise UserError(f"{path}: damaged ({type(error).__name__})") from None
+def _log_damaged(damaged: list[tuple[str, str]], whole: str) -> None:
+    for name, error in damaged:
+        log(f"{name}: damaged ({error}); going on from {whole}")
 
 
 def _load_file(path: Path) -> Any:
@@ -256,18 +268,6 @@ def _structure(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _structure(part) for name, part in value.items()}
     return tuple(value.shape), value.dtype
-
-
-def copy(path: Path, folder: Path) -> None:
-    """Copy a checkpoint into another folder of checkpoints, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        temporary = folder / f".{path.name}.temporary"
-        shutil.copytree(path, temporary)
-        publish(temporary, folder / path.name)
-    else:
-        with replacing(folder / path.name) as file:
-            shutil.copyfile(path, file)
 
 
 def save_tensors(path: Path, value: Any) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mini_transformer.config import MAX_ITERS, TrainConfig
 from mini_transformer.errors import UserError
-from mini_transformer.files import replacing
+from mini_transformer.files import publish, replacing
 from mini_transformer.settings import changed_settings
-from mini_transformer.training.checkpoint import Progress, copy, read_progress
+from mini_transformer.training.checkpoint import Progress
 from mini_transformer.training.run_folder import METRICS, RUN, Record, RunFolder, fixed_difference, start_command
 
 
@@ -37,10 +37,9 @@ class Fork:
         if config.run.overwrite or not has_begun:
             if record.get("finished"):
                 raise UserError(f"`fork`: the run in {there} is finished; {otherwise}")
-            if not (paths := self.source.checkpoints.paths()):
+            if not self.source.checkpoints.paths():
                 raise UserError(f"`fork`: {there} holds no checkpoint yet; {otherwise}")
-            self.checkpoint = paths[-1]
-            progress = read_progress(self.checkpoint, [MAX_ITERS] * len(config.phases))
+            self.checkpoint, progress = self.source.checkpoints.newest([MAX_ITERS] * len(config.phases))
             self._check_progress(progress, record)
             origin |= {"phase": self.config.phases[progress.phase].name, "iteration": progress.iteration}
 
@@ -56,8 +55,20 @@ class Fork:
                 raise UserError(f"`{name}`: {phase.iters}, but the run is at iteration {progress.iteration} already")
 
     def begin(self) -> None:
-        """Put the newest checkpoint and its metrics into the new folder, which has the new record but no more."""
+        """Put the newest whole checkpoint and its metrics into the new folder, which has the new record but no more."""
         assert self.checkpoint is not None
         with replacing(self.folder.folder / METRICS) as temporary:
             shutil.copyfile(self.source.folder / METRICS, temporary)  # what is later than the checkpoint is dropped
-        copy(self.checkpoint, self.folder.checkpoints.folder)
+        _copy(self.checkpoint, self.folder.checkpoints.folder)
+
+
+def _copy(path: Path, folder: Path) -> None:
+    """Copy a checkpoint into another folder of checkpoints, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        temporary = folder / f".{path.name}.temporary"
+        shutil.copytree(path, temporary)
+        publish(temporary, folder / path.name)
+    else:
+        with replacing(folder / path.name) as file:
+            shutil.copyfile(path, file)

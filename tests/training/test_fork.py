@@ -78,6 +78,22 @@ def test_a_fork_that_was_killed_while_it_was_made_is_made_anew(stopped: Path, tm
     assert checkpoint(new)["progress"]["iteration"] >= checkpoint(stopped)["progress"]["iteration"]  # type: ignore[index]
 
 
+def test_a_fork_begins_with_the_newest_checkpoint_that_is_whole(stopped: Path, tmp_path: Path, call: Call) -> None:
+    (whole,) = (stopped / "checkpoints").glob("*.pt")
+    flags = [*FLAGS, "--out-dir", stopped, "--fork"]
+    damaged = whole.with_name("0-train-00000038.pt")
+    content = bytearray(whole.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    code, out, err = call("train", *flags, tmp_path / "new")
+    assert code == 0, err
+    assert f"{damaged.name}: damaged (ValueError); going on from {whole.name}" in out
+    whole.unlink()
+    code, _, err = call("train", *flags, tmp_path / "other")
+    assert (code, err) == (2, f"train: {damaged}: damaged (ValueError)\n")
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_a_fork_cannot_change_is_refused(stopped: Path, tmp_path: Path, call: Call) -> None:
     new, text = tmp_path / "new", tmp_path / "text.txt"
     text.write_text("Un autre texte. " * 100)
