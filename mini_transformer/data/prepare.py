@@ -91,7 +91,7 @@ def prepare_data(config: TrainConfig) -> TrainingData:
     documents = TokenDocuments.joined([found[corpus].validation for corpus in validation])
     shortest = min(phases, key=lambda p: p.batches.epoch_tokens)
     if shortest.batches.epoch_tokens <= MIN_BLOCK or not len(documents):
-        characters = shortest.characters - 3 * shortest.documents  # without the separators
+        characters = max(0, shortest.characters - 3 * shortest.documents + 2)  # without those between documents
         raise UserError(
             f"{_names(shortest.phase)}: too little text: {characters} character{'s' * (characters != 1)} to train on; "
             f"training and validation need at least {2 * MIN_BLOCK}, and better some thousands"

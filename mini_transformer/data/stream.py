@@ -54,8 +54,8 @@ class TokenDocuments(Sequence[Tokens]):
 
     @property
     def characters(self) -> int:
-        """Of all documents and the separators between them."""
-        return int(self.table[:, 3].sum()) + 3 * len(self)
+        """Of a file of the documents: two blank lines between them, and a line feed at the end."""
+        return int(self.table[:, 3].sum()) + max(0, 3 * len(self) - 2)
 
     def ids(self, vocab_size: int) -> list[int]:
         """The token ids that occur in the documents."""

@@ -73,7 +73,7 @@ def test_a_small_source_may_be_shorter_than_a_block(tmp_path: Path, texts: tuple
     flags = ["--val-data", texts[1], "--block-size", 64]
     code, out, _ = call("prepare", "--data", f"{texts[0]}:0.9", "--data", f"{tmp_path / 'c.txt'}:0.1", *flags)
     assert code == 0
-    assert "8,069 characters, 8,027 tokens, 21 documents" in out
+    assert "8,065 characters, 8,027 tokens, 21 documents" in out
     data = prepare_data(
         parse_config([str(w) for w in ("--data", f"{texts[0]}:0.9", f"{tmp_path / 'c.txt'}:0.1", *flags)])
     )

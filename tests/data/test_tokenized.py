@@ -42,6 +42,16 @@ def age(path: Path) -> None:
     os.utime(path, (time.time() - 60,) * 2)
 
 
+def test_characters_are_those_of_the_file(tmp_path: Path) -> None:
+    train, validation = tmp_path / "train.txt", tmp_path / "validation.txt"
+    documents = TEXT.strip("\n").split("\n\n\n")
+    for path, part in ((train, documents[:20]), (validation, documents[20:25])):
+        path.write_text("\n\n\n".join(part) + "\n", encoding="utf-8")
+    found = prepare(tmp_path, 10**9, train, run=RunConfig(val_data=validation))
+    assert found.validation_characters == len(validation.read_text(encoding="utf-8"))
+    assert found.phases[0].characters == len(train.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 @pytest.mark.parametrize("documents", [162, 3])
 def test_the_cache_changes_nothing(tmp_path: Path, tokenizer: str, documents: int) -> None:
