@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import Field, fields
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar, get_args, get_origin
 
 from mini_transformer.config import TRAIN_PARTS, ModelConfig, Phase, PhaseSettings, TrainConfig, check_limits
@@ -113,6 +114,10 @@ def changed_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[
 
 def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The first of the `changed_settings`, in words; empty if there is none."""
-    for name in changed_settings(there, here):
-        return f"`{name}`: {there.get(name, 'none')} there, {here.get(name, 'none')} here"
-    return ""
+    return next((in_words(name, there, here) for name in changed_settings(there, here)), "")
+
+
+def in_words(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """A setting with its values in two runs, whatever a damaged record has in its place."""
+    values = (shorten(str(run.get(name, "none")), 100, placeholder=" ...") for run in (there, here))
+    return "`{}`: {} there, {} here".format(name, *values)

@@ -146,3 +146,4 @@ def test_the_first_difference_that_matters_is_named() -> None:
     assert settings_difference(there, recorded(n_layer=4, device="cpu", text_field="body", **free)) == ""
     assert settings_difference({}, {"lr": 0.1}) == "`lr`: none there, 0.1 here"
     assert settings_difference({"new": 1}, {}) == "`new`: 1 there, none here"
+    assert settings_difference({"lr": "x" * 10_000}, {"lr": 0.1}) == "`lr`: ... there, 0.1 here"

@@ -18,7 +18,7 @@ from mini_transformer.errors import UserError
 from mini_transformer.files import read_json, try_lock, write_json
 from mini_transformer.model.pretrained import CONFIG, GENERATION, WEIGHTS
 from mini_transformer.runtime import world_size
-from mini_transformer.settings import MIXTURE, SHAPE, settings_difference
+from mini_transformer.settings import MIXTURE, SHAPE, in_words, settings_difference
 from mini_transformer.training.checkpoint import Checkpoints
 from mini_transformer.training.events import FILES, FOLDER
 
@@ -150,10 +150,11 @@ def _difference(there: Record, here: Record) -> str:
     """The first difference between two runs, in words; empty if there is none."""
     if "forked_from" in here and there.get("forked_from", {}).get("settings") != here["forked_from"]["settings"]:
         return "it is another fork, or none"
-    kinds = [run["settings"].get("tokenizer") for run in (there, here)]
-    if kinds[0] != kinds[1] and there["fingerprints"].get("tokenizer") != here["fingerprints"]["tokenizer"]:
-        return f"`tokenizer`: {kinds[0]} there, {kinds[1]} here"  # a folder of the same tokenizer may have another name
-    if difference := settings_difference(there["settings"], here["settings"]):
+    settings = there["settings"], here["settings"]
+    another = settings[0].get("tokenizer") != settings[1].get("tokenizer")
+    if another and there["fingerprints"].get("tokenizer") != here["fingerprints"]["tokenizer"]:
+        return in_words("tokenizer", *settings)  # a folder of the same tokenizer may have another name
+    if difference := settings_difference(*settings):
         return difference
     return _fingerprint_difference(there["fingerprints"], here["fingerprints"])
 
