@@ -53,7 +53,7 @@ def test_torchrun_works_as_it_stands_and_a_stopped_run_ends_with_the_same_bytes(
     flags = ["--max-iters", 40, "--eval-interval", 20, "--checkpoint-interval", 5]
     assert run(tmp_path, *flags, "--out-dir", "whole", "--nproc", 2)[0] == 0
     process = start(tmp_path, *flags, "--out-dir", "stopped", launcher=TORCHRUN)
-    wait_for(tmp_path / "stopped" / "model.safetensors", process)
+    wait_for(tmp_path / "stopped" / "checkpoints", process)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -74,8 +74,9 @@ def test_an_error_is_said_once_and_ends_all_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_saves_on_all_processes(tmp_path: Path) -> None:
-    process = start(tmp_path, "--max-iters", 100_000, "--out-dir", tmp_path / "out", "--nproc", 2)
-    wait_for(tmp_path / "out" / "model.safetensors", process)
+    flags = ["--max-iters", 100_000, "--checkpoint-interval", 5]
+    process = start(tmp_path, *flags, "--out-dir", tmp_path / "out", "--nproc", 2)
+    wait_for(tmp_path / "out" / "checkpoints", process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")

@@ -99,8 +99,8 @@ def test_a_rank_that_is_gone_or_silent_is_restarted(tmp_path: Path, number: sign
 
 def test_without_a_launcher_ranks_save_and_end(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(tmp_path, "--max-iters", 100_000, "--out-dir", out, "--nproc", 2)
-    wait_for(out / "model.safetensors", process)
+    process = start(tmp_path, "--max-iters", 100_000, "--checkpoint-interval", 5, "--out-dir", out, "--nproc", 2)
+    wait_for(out / "checkpoints", process)
     kill([process.pid])
     said, err = process.communicate(timeout=60)
     assert said.count("Stopped; the state is saved") == 1
