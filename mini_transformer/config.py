@@ -100,7 +100,9 @@ class OptimConfig:
     weight_decay: float = option(0.1, "decoupled weight decay of the matrices", ge=0.0)
     beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)
     beta2: float = option(0.99, "AdamW second-moment decay", ge=0.0, le=0.99999)
+    bpe_dropout: float = option(0.0, "fraction of the merges of BPE undone at random in training", ge=0.0, le=0.9)
     grad_clip: float = option(1.0, "maximum gradient norm", gt=0.0)
+    teacher_weight: float = option(0.5, "share of the loss that the predictions of --teacher get", ge=0.0, le=1.0)
     balance_rate: float = option(1e-3, "step size of the router biases that balance the experts", ge=0.0)
 
 
@@ -147,6 +149,8 @@ class RunConfig:
     tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
     overwrite: bool = option(False, "replace a run that the folder holds", local=True)
     init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
+    generations: int = option(1, "train N models in turn, each with those before it as teachers", ge=1, le=9)
+    teacher: tuple[Path, ...] = option((), "models whose predictions are learnt, too", metavar="DIR", local=True)
     fork: Path | None = option(
         None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True
     )

@@ -40,7 +40,19 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
-    run = ["out_dir", "overwrite", "init_from", "fork", "tensorboard", "device", "gpus", "nproc", "parallel"]
+    run = [
+        "out_dir",
+        "overwrite",
+        "init_from",
+        "teacher",
+        "generations",
+        "fork",
+        "tensorboard",
+        "device",
+        "gpus",
+        "nproc",
+        "parallel",
+    ]
     run += ["rank_timeout", "precision", "micro_batch_size", "seed", "eval_interval", "eval_iters", "early_stop"]
     run += ["sample_interval", "checkpoint_interval", "keep", "keep_checkpoints"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)

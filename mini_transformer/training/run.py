@@ -29,10 +29,13 @@ from mini_transformer.runtime import (
 )
 from mini_transformer.settings import recorded_settings
 from mini_transformer.training.announcement import announce
+from mini_transformer.training.distillation import Distillation, read_teachers
 from mini_transformer.training.distributed import check_equal, first_on_each_node, from_rank_zero, join, process_group
 from mini_transformer.training.events import check_tensorboard
 from mini_transformer.training.fork import Fork
+from mini_transformer.training.generations import generations
 from mini_transformer.training.initialisation import Source, weights_fingerprint
+from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.parallel import pick_parallel
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment, start_command
 from mini_transformer.training.timing import fit_to_minutes, recorded_iterations
@@ -49,14 +52,18 @@ def train(config: TrainConfig) -> None:
         check_tensorboard()
     if config.optim.batch_size < world_size():
         raise UserError(f"`batch_size` {config.optim.batch_size}: is less than the {world_size()} processes")
+    parts = generations(config)
     device = pick_device(config.run.device, config.run.gpus)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     join()
     with first_on_each_node():
-        data = prepare_data(_shared(config))
+        prepared = [prepare_data(_shared(part)) for part in parts]  # the order of the batches is each one's own
     with process_group(device, config.run.rank_timeout, single=config.run.parallel == "fsdp"):
-        _train(config, data, device)
+        for number, (part, data) in enumerate(zip(parts, prepared, strict=True), start=1):
+            if len(parts) > 1:
+                log(f"\nGeneration {number} of {len(parts)}, in {part.run.out_dir}")
+            _train(part, data, device)
 
 
 def _shared(config: TrainConfig) -> TrainConfig:
@@ -70,6 +77,7 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
     source = Source.read(config.run.init_from) if config.run.init_from else None
+    teachers = read_teachers(config.run.teacher, data.tokenizer, config.model.block_size, device)
     folder = RunFolder(config.run.out_dir, config.run.keep)
     if config.run.max_minutes:
         config = from_rank_zero(recorded_iterations(config, folder) if rank() == 0 else None)
@@ -93,6 +101,7 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         if source:
             source.copy_to(model, data.tokenizer)
             source = None  # not to be kept in memory
+        loss = Distillation(teachers, config.optim.teacher_weight) if teachers else cross_entropy_sum
         parallel = pick_parallel(config.run.parallel, model.parameter_counts()[0], device)
         environment = describe_environment(device.type, precision, parallel)
         before = record.get("environment", {}) if record else environment
@@ -100,11 +109,11 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         if changed:
             log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
         if config.run.max_minutes and record is None and not fork:
-            model_to_spoil = copy.deepcopy(model)
-            config = fit_to_minutes(config, Trainer(config, data, model_to_spoil, folder, precision, stop, parallel))
-            del model_to_spoil
+            trial = Trainer(config, data, copy.deepcopy(model), folder, precision, stop, parallel, loss)
+            config = fit_to_minutes(config, trial)
+            del trial
             wanted = describe_run(config, data)
-        trainer = Trainer(config, data, model, folder, precision, stop, parallel)
+        trainer = Trainer(config, data, model, folder, precision, stop, parallel, loss)
         announce(trainer, parallel)
         if rank() == 0:
             if record is None:
@@ -129,9 +138,11 @@ def describe_run(config: TrainConfig, data: TrainingData) -> Record:
     fingerprints |= {"validation": data.validation_fingerprint, "tokenizer": data.tokenizer.fingerprint[:32]}
     if config.run.init_from:
         fingerprints["init"] = weights_fingerprint(config.run.init_from)
+    if config.run.teacher:
+        fingerprints["teacher"] = " ".join(map(weights_fingerprint, config.run.teacher))
     for name, expected in config.fingerprints.items():
         if fingerprints.get(name) != expected:
-            what = {"tokenizer": name, "init": "`init_from`"}.get(name, f"{name} text")
+            what = {"tokenizer": name, "init": "`init_from`", "teacher": "`teacher`"}.get(name, f"{name} text")
             raise UserError(f"`recipe`: it is the record of a run with another {what}; the same run needs the same one")
     return {"settings": recorded_settings(config), "fingerprints": fingerprints}
 

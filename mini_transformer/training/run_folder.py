@@ -160,11 +160,12 @@ def _difference(there: Record, here: Record) -> str:
 
 
 def _fingerprint_difference(there: dict[str, str], here: dict[str, str]) -> str:
-    settings = {"train": "data", "validation": "val_data", "tokenizer": "tokenizer", "init": "init_from"}
-    words = {"tokenizer": "the tokenizer is another one", "init": "the weights are others"}
+    settings = {"train": "data", "validation": "val_data", "init": "init_from"}
+    others = dict.fromkeys(("init", "teacher"), "the weights are others")
+    words = {"tokenizer": "the tokenizer is another one", **others}
     for name in dict.fromkeys([*here, *there]):
         if there.get(name) != here.get(name):
             in_both = name in there and name in here
             what = words.get(name, "the text is another one") if in_both else "only one of the two runs has it"
-            return f"`{settings.get(name, f'{name}_data')}`: {what}"
+            return f"`{settings.get(name, name if name in words else f'{name}_data')}`: {what}"
     return ""

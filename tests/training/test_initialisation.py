@@ -50,8 +50,8 @@ def measured(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
 
 
-def interrupt(call: Call, folder: Path, *words: object) -> None:
-    """Run a command, and interrupt it when it has trained for ten iterations."""
+def interrupt(call: Call, folder: Path, *words: object, out_dir: Path | None = None) -> None:
+    """Run a command (of `out_dir`, if not of `folder`), and interrupt it when it has trained ten iterations there."""
 
     def wait() -> None:
         while not (folder / "metrics.jsonl").is_file() or b"train_loss" not in (folder / "metrics.jsonl").read_bytes():
@@ -63,7 +63,7 @@ def interrupt(call: Call, folder: Path, *words: object) -> None:
     code, out, err = call("train", *words)
     thread.join()
     assert code == 130, err
-    assert f"the state is saved in {folder}" in out
+    assert f"the state is saved in {out_dir or folder}." in out
 
 
 def test_logits_are_those_of_the_other_whatever_the_recipe_says(trained: Path) -> None:
