@@ -100,7 +100,6 @@ class OptimConfig:
     weight_decay: float = option(0.1, "decoupled weight decay of the matrices", ge=0.0)
     beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)
     beta2: float = option(0.99, "AdamW second-moment decay", ge=0.0, le=0.99999)
-    bpe_dropout: float = option(0.0, "fraction of the merges of BPE undone at random in training", ge=0.0, le=0.9)
     grad_clip: float = option(1.0, "maximum gradient norm", gt=0.0)
     teacher_weight: float = option(0.5, "share of the loss that the predictions of --teacher get", ge=0.0, le=1.0)
     balance_rate: float = option(1e-3, "step size of the router biases that balance the experts", ge=0.0)

@@ -7,7 +7,6 @@ Being an ordinary byte-level BPE, it is read the same way by `transformers` and 
 
 import codecs
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mini_transformer.checksums import check, replacing_listed
@@ -235,13 +233,6 @@ class Tokenizer:
     def bytes_of(self, i: int) -> bytes:
         """The bytes of a token id; none for special tokens."""
         return self._bytes[i]
-
-    def merged_from(self) -> NDArray[np.int64]:
-        """The two tokens (V, 2) that each token was merged from; -1 for those that were not."""
-        ids, pairs = self.backend.get_vocab(), np.full((self.vocab_size, 2), -1, dtype=np.int64)
-        for first, second in json.loads(self.backend.to_str())["model"]["merges"]:
-            pairs[ids[first + second]] = ids[first], ids[second]
-        return pairs
 
     def _token_bytes(self) -> list[bytes]:
         """The bytes of each token; none for special tokens."""

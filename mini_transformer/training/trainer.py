@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mini_transformer.config import Phase, TrainConfig
 from mini_transformer.data.prepare import TrainingData
-from mini_transformer.data.segmentation import BpeDropout
 from mini_transformer.data.stream import rows_of
 from mini_transformer.errors import UserError
 from mini_transformer.files import replacing
@@ -78,7 +77,6 @@ class Trainer:
         if self.parallel is not self.model:
             self._warm_up()
         self.optimizer = make_optimizer(model, config.optim)
-        self.bpe_dropout = BpeDropout(data.tokenizer, config.optim.bpe_dropout)
         self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
@@ -166,7 +164,6 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         inputs_bt, targets_bt = batches.batch(i, self.batch_size, self.block_size, rank(), world_size())
-        inputs_bt, targets_bt = self.bpe_dropout(inputs_bt, targets_bt, i / phase.iters, seed, self.rows)
         count = self.batch_size * self.block_size  # tokens that all ranks predict
         total = torch.zeros((), device=self.device)
         for part in self.micro_batches:
