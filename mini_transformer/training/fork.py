@@ -59,10 +59,10 @@ class Fork:
         assert self.checkpoint is not None
         with replacing(self.folder.folder / METRICS) as temporary:
             shutil.copyfile(self.source.folder / METRICS, temporary)  # what is later than the checkpoint is dropped
-        _copy(self.checkpoint, self.folder.checkpoints.folder)
+        copy_checkpoint(self.checkpoint, self.folder.checkpoints.folder)
 
 
-def _copy(path: Path, folder: Path) -> None:
+def copy_checkpoint(path: Path, folder: Path) -> None:
     """Copy a checkpoint into another folder of checkpoints, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_dir():

@@ -20,7 +20,8 @@ import torch
 
 from mini_transformer.config import ModelConfig, OptimConfig
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.training.checkpoint import Checkpoints, Progress, State, copy
+from mini_transformer.training.checkpoint import Checkpoints, Progress, State
+from mini_transformer.training.fork import copy_checkpoint
 from mini_transformer.training.optimizer import make_optimizer
 from mini_transformer.training.parallel import snapshot
 from tests.conftest import FABLES, ROOT, TINY, spawn
@@ -79,7 +80,7 @@ def test_the_newest_the_best_and_the_ends_of_phases_are_kept(tmp_path: Path, tin
         checkpoints.save(state, "finetune")
     left = ["0-pretrain-00000030.pt", "1-finetune-00000015.pt", "1-finetune-00000020.pt"]
     assert [p.name for p in checkpoints.paths()] == left
-    copy(checkpoints.paths()[-1], tmp_path / "other")
+    copy_checkpoint(checkpoints.paths()[-1], tmp_path / "other")
     assert (tmp_path / "other" / left[-1]).read_bytes() == checkpoints.paths()[-1].read_bytes()
 
 
