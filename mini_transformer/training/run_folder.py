@@ -107,7 +107,8 @@ class RunFolder:
         except UserError:
             record = None
         parts = [record.get(k) for k in ("settings", "fingerprints")] if isinstance(record, dict) else [None]
-        if all(isinstance(part, dict) for part in (*parts, (record or {}).get("forked_from", {}))):
+        optional = [record.get(k, {}) for k in ("forked_from", "environment")] if isinstance(record, dict) else []
+        if all(isinstance(part, dict) for part in (*parts, *optional)):
             return record
         if overwrite:
             return None

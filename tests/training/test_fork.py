@@ -160,3 +160,11 @@ def test_a_run_with_other_settings_names_the_ways_on(stopped: Path, trained: Pat
     assert refusal(*FLAGS, "--n-layer", 2, "--out-dir", folder) == f"{start} starts a new run from its weights; {end}"
     flags = ["--data", FABLES, "--max-iters", 20, "--eval-interval", 10, "--lr", 3e-3, *TINY]
     assert f"{start} starts from its weights)" in call("train", *flags, "--out-dir", folder)[1]
+
+
+def test_a_record_that_is_no_record_is_named(stopped: Path, call: Call) -> None:
+    whole = json.loads((stopped / "run.json").read_text())
+    for part in ("settings", "fingerprints", "environment", "forked_from"):
+        (stopped / "run.json").write_text(json.dumps(whole | {part: [[]]}))
+        code, _, err = call("train", *FLAGS, "--out-dir", stopped)
+        assert (code, err) == (2, f"train: {stopped / 'run.json'}: damaged; --overwrite starts anew\n")
