@@ -2,15 +2,20 @@
 
     python benchmarks/train_speed.py [--nanogpt CHECKOUT] [--shapes 4x128,4x192,24x512] [--repeats 5] [--json FILE]
     python benchmarks/train_speed.py --memory [--nanogpt CHECKOUT] [--shapes 24x512]
+    python benchmarks/train_speed.py --device cuda [--nanogpt CHECKOUT] [--shapes 4x192,24x512]
 
 All ways have as many active parameters, the same vocabulary, batch and optimizer (AdamW, fused; gradients clipped), no
 dropout, float32, and take turns in one process. Ours goes through the passes of the trainer. `transformers` comes with
 the dev extra; nanoGPT is a checkout of github.com/karpathy/nanoGPT, of which model.py is imported. With --memory each
 way makes two steps of a batch of 64 in a process of its own, whose largest resident size is shown.
+
+With --device cuda all compute in bfloat16 (autocast), and the peak of PyTorch's allocations is shown beside the speed;
+ours and nanoGPT are shown as they are and compiled by torch.compile, ours also recorded as a CUDA graph.
 """
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 import io
 import json
@@ -22,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +37,7 @@ from torch.nn.functional import cross_entropy
 from mini_transformer.config import ModelConfig, OptimConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import config_to_json
+from mini_transformer.training.acceleration import accelerate
 from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
 from mini_transformer.training.passes import Passes
@@ -38,6 +45,7 @@ from mini_transformer.training.plan import flops_per_token
 
 BLOCK, VOCABULARY = 256, 128
 SHAPES = {"4x128": (4, 128, 4, 16), "4x192": (4, 192, 6, 16), "24x512": (24, 512, 8, 4)}  # layers, width, heads, batch
+GPU_BATCH = 64
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -92,6 +100,93 @@ def ways(given: argparse.Namespace) -> dict[str, Callable[[str], tuple[nn.Module
     if given.nanogpt:
         found["nanoGPT"] = lambda shape: nanogpt(shape, given.nanogpt)
     return found
+
+
+def ways_on_a_gpu(given: argparse.Namespace, shape: str) -> dict[str, Callable[[], Callable[[], None]]]:
+    """All that take part on a GPU, by name; each makes its step."""
+    found: dict[str, Callable[[], Callable[[], None]]] = {}
+    for experts, kind in ((4, "4 experts"), (1, "dense")):
+        for compile, graphs in (("off", False), ("off", True), ("on", True)):
+            name = f"ours, {kind}{', compiled' * (compile == 'on')}{', CUDA graph' * graphs}"
+            if experts == 4 or graphs:
+                more = (compile, graphs)
+                found[name] = partial(lambda e, more: gpu_step(*ours(shape, e), more), experts, more)
+    if not given.no_transformers:
+        found["transformers GptOss, grouped_mm experts"] = lambda: gpu_step(*gpt_oss(shape, "grouped_mm"))
+    if given.nanogpt:
+        found["nanoGPT"] = lambda: gpu_step(*nanogpt(shape, given.nanogpt))
+        found["nanoGPT, compiled"] = lambda: gpu_step(*nanogpt(shape, given.nanogpt), compiled=True)
+    return found
+
+
+def gpu_step(
+    model: nn.Module, loss: Loss, more: tuple[str, bool] | None = None, compiled: bool = False
+) -> Callable[[], None]:
+    """One step of the optimizer on random tokens, in bfloat16; `more`: how ours is compiled, and whether recorded."""
+    model.cuda().train()
+    x, y = torch.randint(VOCABULARY, (2, GPU_BATCH, BLOCK), device="cuda")
+    optim = OptimConfig()
+    if isinstance(model, Decoder):
+        assert more is not None
+        optimizer: torch.optim.Optimizer = make_optimizer(model, optim)
+        passes = Passes(model, model, torch.bfloat16, cross_entropy_sum)
+        accelerate(passes, [GPU_BATCH], BLOCK, more[0], 0)
+        if not more[1]:
+            passes.forget()
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), betas=(optim.beta1, optim.beta2), fused=True)
+        call = torch.compile(loss) if compiled else loss
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+
+    def step() -> None:
+        if isinstance(model, Decoder):
+            passes.zero_grad()
+            passes.backward((0,), range(GPU_BATCH), x, y, y.numel(), True)
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                value = call(x, y)
+            value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
+        optimizer.step()
+        if isinstance(model, Decoder):
+            update_router_bias(model, optim.balance_rate)
+
+    return step
+
+
+def compare_on_a_gpu(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
+    """Tokens/s and memory of each way, one after the other; prints the table of a shape."""
+    print(f"| {shape}, batch {GPU_BATCH} | tokens/s, median (range) | peak, GB | seconds to begin |\n|---|---|---|---|")
+    speeds: dict[str, list[float]] = {}
+    for name, make in ways_on_a_gpu(given, shape).items():
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        begun = time.perf_counter()
+        try:
+            step = make()
+            for _ in range(3):
+                step()
+            torch.cuda.synchronize()
+            seconds, speeds[name] = time.perf_counter() - begun, []
+            for _ in range(given.repeats):
+                started = time.perf_counter()
+                for _ in range(10):
+                    step()
+                torch.cuda.synchronize()
+                speeds[name].append(10 * GPU_BATCH * BLOCK / (time.perf_counter() - started))
+        except Exception as error:
+            print(f"| {name} | {type(error).__name__}: {str(error).splitlines()[0]} | | |", flush=True)
+            continue
+        values, peak = speeds[name], torch.cuda.max_memory_allocated() / 1e9
+        speed = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+        print(f"| {name} | {speed} | {peak:.2f} | {seconds:.0f} |", flush=True)
+        del step
+    return speeds
 
 
 def make_step(shape: str, model: nn.Module, loss: Loss, batch: int) -> Callable[[], None]:
@@ -189,6 +284,7 @@ def main() -> None:
     parser.add_argument("--no-transformers", action="store_true")
     parser.add_argument("--shapes", default="", help="separated by commas")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
@@ -198,8 +294,11 @@ def main() -> None:
         return one_peak(given, shapes[0])
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    if given.device == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, {machine}"
     print(f"{machine}; {versions}; block {BLOCK}, vocabulary {VOCABULARY}; {given.repeats} repeats\n", flush=True)
-    results = {shape: (peak_memory if given.memory else compare)(given, shape) for shape in shapes}
+    kinds = {"cuda": compare_on_a_gpu, "cpu": peak_memory if given.memory else compare}
+    results = {shape: kinds[given.device](given, shape) for shape in shapes}
     if given.json:
         kind = "peak_gb" if given.memory else "tokens_per_second"
         given.json.write_text(json.dumps({"machine": machine, "versions": versions, kind: results}, indent=2) + "\n")

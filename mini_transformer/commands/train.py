@@ -53,7 +53,16 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         "nproc",
         "parallel",
     ]
-    run += ["rank_timeout", "precision", "micro_batch_size", "seed", "eval_interval", "eval_iters", "early_stop"]
+    run += [
+        "rank_timeout",
+        "precision",
+        "compile",
+        "micro_batch_size",
+        "seed",
+        "eval_interval",
+        "eval_iters",
+        "early_stop",
+    ]
     run += ["sample_interval", "checkpoint_interval", "keep", "keep_checkpoints"]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     return configure(vars(parser.parse(argv)))

@@ -9,7 +9,7 @@ import math
 import numba
 import numpy as np
 
-from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
+from mini_transformer.model.swiglu import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 LOG2_E, LN_2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
 C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(i)) for i in range(2, 8))  # of the series of e^x

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Block, Decoder
-from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
+from mini_transformer.model.swiglu import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 Array = NDArray[np.float32]
 # as arrays, which NumPy takes quicker than Python's numbers

@@ -56,6 +56,17 @@ class Block(nn.Module):
         return x_btc
 
 
+def plain_block(block: nn.Module, x_btc: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """A block without a cache."""
+    return block(x_btc, rotary)
+
+
+def plain_head(norm: nn.Module, lm_head: nn.Module, x_btc: Tensor, targets_bt: Tensor) -> Tensor:
+    """The sum of -log p of the targets, in nats and float32."""
+    logits_nv = lm_head(norm(x_btc)).float().flatten(0, 1)
+    return cross_entropy(logits_nv, targets_bt.flatten(), reduction="sum")
+
+
 class Decoder(nn.Module):
     """The whole model: token ids (B, T) to logits (B, T, V), or to the loss of targets (B, T)."""
 
@@ -67,6 +78,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, config.norm_eps)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.run_block, self.run_head = plain_block, plain_head  # `training.acceleration` may put compiled ones here
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         if not self.lm_head.weight.is_meta:
@@ -119,14 +131,13 @@ class Decoder(nn.Module):
         # whoever studies the model by hooks wants its logits
         fast = (self.training or targets_bt is not None) and cache is None and fused.suits(x_btc)
         for block in self.layers:
-            x_btc = block(x_btc, rotary, cache, fast)
+            x_btc = block(x_btc, rotary, cache, fast) if cache or fast else self.run_block(block, x_btc, rotary)
         if targets_bt is None:
             return self.lm_head(self.norm(x_btc[:, -logits_to_keep:]))
         if fast:
             head = (self.norm.eps, self.norm.weight, self.lm_head.weight)
             return fused.HeadLoss.apply(x_btc, targets_bt, *head)
-        logits_nv = self.lm_head(self.norm(x_btc)).float().flatten(0, 1)
-        return cross_entropy(logits_nv, targets_bt.flatten(), reduction="sum")
+        return self.run_head(self.norm, self.lm_head, x_btc, targets_bt)
 
     def parameter_counts(self) -> tuple[int, int]:
         """Total parameters, and those active for each token (the chosen experts only)."""

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_local = threading.local()  # of each thread: the seeds of each layer
+CPU = torch.device("cpu")
+_local = threading.local()  # of each thread on a CPU: the seeds of each layer
+_held: WeakKeyDictionary[nn.Module, dict[int, Tensor]] = WeakKeyDictionary()  # on a device, by model and rows: (S, B)
 
 
 class RowDropout(nn.Module):
@@ -21,6 +23,7 @@ class RowDropout(nn.Module):
     def __init__(self, fraction: float) -> None:
         super().__init__()
         self.fraction = fraction
+        self.seeds_b: Tensor | None = None  # on a device, where no threads share the work
 
     def forward(self, x_btc: Tensor) -> Tensor:
         mask_btc = self.mask(x_btc)
@@ -30,13 +33,12 @@ class RowDropout(nn.Module):
         """What the activations are multiplied by now: 0 or 1 / (1 - fraction); `None` if nothing is dropped."""
         if not self.training or not self.fraction:
             return None
-        keep = 1 - self.fraction
-        seeds_b = _local.__dict__.get("seeds", {}).get(self)  # int64, on the CPU
+        keep, on_cpu = 1 - self.fraction, x_btc.device.type == "cpu"
+        seeds_b = _local.__dict__.get("seeds", {}).get(self) if on_cpu else self.seeds_b  # int64
         if seeds_b is None:
             return torch.empty_like(x_btc).bernoulli_(keep).div_(keep)
-        if x_btc.device.type == "cpu":
-            return (drawn_mask(seeds_b, x_btc.shape, keep) * (1 / keep)).to(x_btc.dtype)
-        return hashed_mask(seeds_b.to(x_btc.device), x_btc.shape, keep).to(x_btc.dtype).div_(keep)
+        mask = drawn_mask(seeds_b, x_btc.shape, keep) if on_cpu else hashed_mask(seeds_b, x_btc.shape, keep)
+        return (mask * (1 / keep)).to(x_btc.dtype)
 
 
 def drawn_mask(seeds_b: Tensor, shape: torch.Size, keep: float) -> Tensor:
@@ -63,11 +65,22 @@ def hashed_mask(seeds_b: Tensor, shape: torch.Size, keep: float) -> Tensor:
     return (h < int(keep * 2**32) - 2**31).view(*shape)
 
 
-def seed_dropout(model: nn.Module, seed: Sequence[int], rows: Sequence[int]) -> None:
-    """Say which masks the next forward pass of this thread takes: of `seed`, for these rows of the whole batch."""
+def seed_dropout(model: nn.Module, seed: Sequence[int], rows: Sequence[int], device: torch.device = CPU) -> None:
+    """Say which masks the next forward pass of this thread takes: of `seed`, for these rows of the whole batch.
+
+    On a device the seeds of so many rows always lie in the same memory, where a CUDA graph finds them.
+    """
     layers = [module for module in model.modules() if isinstance(module, RowDropout) and module.fraction]
     if not layers:
         return
     states = [np.random.SeedSequence([*seed, row]).generate_state(len(layers), np.uint64) for row in rows]
     seeds_sb = torch.from_numpy((np.stack(states) >> np.uint64(1)).astype(np.int64).T.copy())
-    _local.seeds = WeakKeyDictionary(zip(layers, seeds_sb, strict=True))
+    if device.type == "cpu":
+        _local.seeds = WeakKeyDictionary(zip(layers, seeds_sb, strict=True))
+        return
+    held = _held.setdefault(model, {})
+    if len(rows) not in held:
+        held[len(rows)] = torch.empty_like(seeds_sb, device=device)
+    held_sb = held[len(rows)].copy_(seeds_sb)
+    for layer, seeds_b in zip(layers, held_sb, strict=True):
+        layer.seeds_b = seeds_b

@@ -4,14 +4,15 @@ Axes: N tokens (batch and time in one), C channels, E experts, K chosen experts 
 """
 
 import threading
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from mini_transformer.config import ModelConfig
+from mini_transformer.model import grouped
+from mini_transformer.model.swiglu import clamped_swiglu
 
-SWIGLU_ALPHA = 1.702  # fixed in GPT-OSS and in every reader of its checkpoints
-SWIGLU_LIMIT = 7.0
 _counting = threading.Lock()
 
 
@@ -37,21 +38,24 @@ class Router(nn.Module):
             logits_ne = torch.nn.functional.linear(x_nc.float(), self.weight.float(), self.bias.float())
         top_nk, chosen_nk = logits_ne.topk(self.experts_per_token, dim=-1)
         if self.training:
-            self.count(torch.bincount(chosen_nk.flatten(), minlength=len(self.weight)))
+            self.count(tokens_per_expert(chosen_nk, len(self.weight)))
         return top_nk.softmax(dim=-1), chosen_nk
 
     def count(self, counts_e: Tensor) -> None:
-        """Add to `tokens_per_expert`, in training; several threads may."""
+        """Add to `tokens_per_expert`, in training; several threads may, on a CPU."""
         if not self.training:
             return
-        with _counting:
-            self.tokens_per_expert = counts_e if self.tokens_per_expert is None else self.tokens_per_expert + counts_e
+        with _counting if counts_e.device.type == "cpu" else nullcontext():
+            if self.tokens_per_expert is None:
+                self.tokens_per_expert = torch.zeros_like(counts_e)
+            self.tokens_per_expert += counts_e  # in place: a CUDA graph goes on adding to this tensor
 
 
-def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """(up + 1) * gate * sigmoid(alpha * gate), with gate at most 7 and up within ±7."""
-    gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
-    return (up + 1) * gate * torch.sigmoid(SWIGLU_ALPHA * gate)
+def tokens_per_expert(chosen_nk: Tensor, experts: int) -> Tensor:
+    """How many tokens chose each expert (E), int64. On a GPU `bincount` would wait for the device."""
+    if chosen_nk.device.type == "cpu":
+        return torch.bincount(chosen_nk.flatten(), minlength=experts)
+    return (chosen_nk.unsqueeze(-1) == torch.arange(experts, device=chosen_nk.device)).sum((0, 1))
 
 
 class GatherRows(torch.autograd.Function):
@@ -100,16 +104,23 @@ class Experts(nn.Module):
         E, K = len(self.down_proj), chosen_nk.shape[1]
         if E == 1:
             return self.expert_forward(0, x_nc)
+        if grouped.suits_all(x_nc, E, K):
+            return grouped.all_experts(x_nc, weights_nk, chosen_nk, *self.parameters())
         if len(x_nc) == 1:  # generating token by token: nothing to sort
             parts_kc = torch.cat([self.expert_forward(expert, x_nc) for expert in chosen_nk[0].tolist()])
             return weights_nk.to(parts_kc.dtype) @ parts_kc
         order = chosen_nk.flatten().argsort(stable=True)  # slot n * K + k of each sorted row
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)  # sorted row of each slot
-        counts = torch.bincount(chosen_nk.flatten(), minlength=E).tolist()
-        rows = GatherRows.apply(x_nc, order // K, inverse, K)
-        parts = [self.expert_forward(e, part) for e, part in enumerate(rows.split(counts)) if len(part)]
-        slots = GatherRows.apply(torch.cat(parts), inverse, order, 1)
+        if dtype := grouped.suits(x_nc, *self.down_proj.shape[1:]):
+            rows = GatherRows.apply(x_nc.to(dtype), order // K, inverse, K)
+            sorted_rows = grouped.chosen_experts(rows, chosen_nk.flatten()[order], *self.parameters())
+        else:
+            counts = tokens_per_expert(chosen_nk, E).tolist()
+            rows = GatherRows.apply(x_nc, order // K, inverse, K)
+            parts = [self.expert_forward(e, part) for e, part in enumerate(rows.split(counts)) if len(part)]
+            sorted_rows = torch.cat(parts)
+        slots = GatherRows.apply(sorted_rows, inverse, order, 1)
         return (slots.view(-1, K, x_nc.shape[-1]) * weights_nk.unsqueeze(-1).to(slots.dtype)).sum(1)
 
 

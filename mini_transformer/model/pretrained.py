@@ -21,7 +21,7 @@ from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig
 from mini_transformer.errors import UserError
 from mini_transformer.files import disk_error, read_json, write_json
 from mini_transformer.model.decoder import Decoder, meta_decoder
-from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
+from mini_transformer.model.swiglu import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
 BASE = Path(__file__).parent.parent / "base"  # the model that comes with the package; see docs/base.md

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mini_transformer.model import sdpa_cuda
+
 
 def sliding_window_bias(q_bhtd: Tensor, keys: int, window: int, positions_bt: Tensor | None = None) -> Tensor:
     """Added to the scores: 0 for the keys a query sees, itself and `window` - 1 before it; else -inf.
@@ -113,11 +115,13 @@ def sdpa_with_sinks(
     G, S = k_bgsd.shape[1:3]
     if T == 1:
         return sdpa_reference(q_bhtd, k_bgsd, v_bgsd, sinks_h, window, positions_bt)[0]
+    square = T == S and positions_bt is None
+    if q_bhtd.device.type == "cuda" and square and sdpa_cuda.suits(q_bhtd, k_bgsd):
+        return sdpa_cuda.FlashWithSinks.apply(q_bhtd, k_bgsd, v_bgsd, sinks_h, window)
     k, v = (x.repeat_interleave(H // G, dim=1) if G < H else x for x in (k_bgsd, v_bgsd))
     if q_bhtd.device.type != "cpu":
         return sdpa_with_sink_key(q_bhtd, k, v, sinks_h, sliding_window_bias(q_bhtd, S, window, positions_bt))
-    is_causal = T == S and window >= S and positions_bt is None
-    bias = None if is_causal else sliding_window_bias(q_bhtd, S, window, positions_bt)
+    bias = None if square and window >= S else sliding_window_bias(q_bhtd, S, window, positions_bt)
     # the kernel takes the numbers of a head for neighbours in memory, which rotary leaves them, but for heads of two
     q_bhtd, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_bhtd, k, v))
     return _FlashWithSinks.apply(q_bhtd, k, v, sinks_h, bias)

@@ -10,7 +10,6 @@ from mini_transformer.config import RunConfig, TrainConfig
 from mini_transformer.recipes import load_recipe
 from mini_transformer.runtime import describe_device, log, rank, world_size
 from mini_transformer.training.metrics import duration
-from mini_transformer.training.optimizer import update_router_bias
 from mini_transformer.training.plan import flops_per_token, memory
 from mini_transformer.training.trainer import Trainer
 
@@ -109,6 +108,5 @@ def seconds_per_step(trainer: Trainer) -> float:
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
         seconds += times * (time.monotonic() - started)
-    trainer.model.zero_grad(set_to_none=True)
-    update_router_bias(trainer.model, 0.0)
+    trainer.passes.zero_grad()
     return seconds * trainer.micro_batch_size / size

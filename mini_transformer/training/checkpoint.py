@@ -95,6 +95,16 @@ class State:
         self.progress = progress
 
 
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Set the gradients aside, and put them back: a CUDA graph adds to these very tensors."""
+    held = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad()
+    yield
+    for parameter, gradient in held:
+        parameter.grad = gradient
+
+
 class Checkpoints:
     """The checkpoints of a run: the newest ones, that of the best evaluation, and that of each phase's end."""
 
@@ -156,8 +166,11 @@ class Checkpoints:
         `iters`: the iterations of each phase. Raises `UserError` if all are damaged, or if some rank does not see what
         rank 0 sees.
         """
+        with _without_gradients(state.model):  # torch prepares the state of an optimizer only then
+            return self._load_newest(state, iters)
+
+    def _load_newest(self, state: State, iters: Sequence[int]) -> bool:
         damaged: list[tuple[str, str]] = []
-        state.optimizer.zero_grad()  # torch prepares the state of an optimizer only then
         for name in from_rank_zero([path.name for path in reversed(self.paths())]):
             if any_rank(not (self.folder / name).exists()):
                 raise UserError(sharded.NOT_SHARED.format(self.folder.parent))

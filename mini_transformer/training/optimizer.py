@@ -44,6 +44,6 @@ def update_router_bias(model: Decoder, rate: float) -> list[list[float]]:
         return []
     load_le = sum_over_ranks(torch.stack(list(counts.values()))).float()
     for router, load_e in zip(counts, load_le, strict=True):
-        router.tokens_per_expert = None
+        counts[router].zero_()
         add_to(router.bias, rate * torch.sign(load_e.mean() - load_e))
     return [[round(load, 3) for load in layer] for layer in (load_le / load_le.mean(1, keepdim=True)).tolist()]

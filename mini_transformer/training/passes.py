@@ -14,7 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.dropout import seed_dropout
+from mini_transformer.training.graphs import GraphedPass
 from mini_transformer.training.losses import Loss
+from mini_transformer.training.optimizer import routers
 from mini_transformer.training.parallel import gradient_scale, gradient_sync
 
 SMALL = 2**24  # parameters: operations of larger models are long, and each thread needs gradients of its own
@@ -33,6 +35,7 @@ class Passes:
         small = sum(p.numel() for p in self.parameters) <= SMALL
         self.threads = torch.get_num_threads() if alone and small else 1
         self.pool: ThreadPoolExecutor | None = None
+        self.compiled, self.graphs = False, dict[tuple[int, ...], GraphedPass]()  # by shape; see `acceleration`
 
     def shares(self, rows: int, tokens: int) -> int:
         """How many threads take part in a micro-batch of so many rows, each of so many tokens."""
@@ -53,11 +56,36 @@ class Passes:
         """
         if (shares := self.shares(*inputs_bt.shape)) > 1:
             return self._in_threads(shares, seed, rows, inputs_bt, targets_bt, count)
-        seed_dropout(self.model, seed, rows)
+        seed_dropout(self.model, seed, rows, self.device)
+        if graph := self.graphs.get(tuple(inputs_bt.shape)):
+            return graph(inputs_bt, targets_bt, 1 / count)
         with gradient_sync(self.parallel, last):
             loss = self.loss_sum(self.parallel, inputs_bt, targets_bt, self.loss)[0] / count
             (loss * gradient_scale(self.parallel)).backward()
         return loss.detach()
+
+    def record(self, ids_bt: Tensor) -> None:
+        """From now on take batches of the shape of this one by a CUDA graph. Gradients are never freed any more."""
+
+        def run(inputs_bt: Tensor, targets_bt: Tensor, scale: Tensor) -> Tensor:
+            loss = self.loss_sum(self.model, inputs_bt, targets_bt, self.loss)[0] * scale
+            loss.backward()
+            return loss.detach()
+
+        seed_dropout(self.model, (0,), range(len(ids_bt)), self.device)
+        self.graphs[tuple(ids_bt.shape)] = GraphedPass(run, ids_bt)
+
+    def forget(self) -> None:
+        """Free the graphs and all gradients."""
+        self.graphs.clear()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients and the tokens that experts got."""
+        self.model.zero_grad(set_to_none=not self.graphs)
+        for router in routers(self.model):
+            if router.tokens_per_expert is not None:
+                router.tokens_per_expert.zero_()
 
     def _in_threads(
         self, shares: int, seed: Sequence[int], rows: Sequence[int], inputs_bt: Tensor, targets_bt: Tensor, count: int

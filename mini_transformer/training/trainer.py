@@ -23,6 +23,7 @@ from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import log, rank, world_size
+from mini_transformer.training.acceleration import accelerate
 from mini_transformer.training.averaging import averaged_weights
 from mini_transformer.training.checkpoint import Progress, State, save_tensors
 from mini_transformer.training.distributed import any_rank, from_rank_zero, launcher_is_gone, sum_over_ranks
@@ -31,6 +32,7 @@ from mini_transformer.training.metrics import MetricsLogger
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
 from mini_transformer.training.parallel import clip_gradients, gather, parallelise, snapshot
 from mini_transformer.training.passes import Passes
+from mini_transformer.training.plan import memory
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
@@ -40,6 +42,7 @@ LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
 SAMPLE_TOKENS, FINAL_TOKENS = 160, 600  # written on the way, and at the end (the length of a fable)
 PATIENCE = 5  # evaluations without improvement after which overfitting is reported
 CPU_TOKENS = 4096  # of a micro-batch: what the caches of a CPU like
+GPU_SHARE = 0.8  # of a GPU's free memory, which the formulas may fill
 
 
 class Stopped(Exception):
@@ -65,22 +68,53 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.block_size, self.batch_size = model.config.block_size, config.optim.batch_size
         self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
-        self.parallel = parallelise(model, parallel)
+        self.kind, self.parallel = parallel, parallelise(model, parallel)
         self.passes = Passes(model, self.parallel, precision, loss)
-        tokens = max(CPU_TOKENS, CPU_TOKENS * self.passes.threads // 2)
-        fitting = max(1, tokens // self.block_size) if self.device.type == "cpu" else len(self.rows)
-        self.micro_batch_size = config.run.micro_batch_size or min(len(self.rows), fitting)
-        # as many on each rank, for FSDP: where there is one row more, it goes along
-        count, size = math.ceil(self.batch_size // world_size() / self.micro_batch_size), len(self.rows)
-        self.micro_batches = [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
-        self.validation_batch_size = config.run.micro_batch_size or fitting
+        self._cut(config.run.micro_batch_size or self._fitting_rows())
         if self.parallel is not self.model:
             self._warm_up()
+        while True:
+            try:
+                self._accelerate()
+                break
+            except torch.OutOfMemoryError:
+                if config.run.micro_batch_size or self.micro_batch_size == 1 or world_size() > 1:
+                    raise
+            self.passes.forget()
+            self._cut(math.ceil(self.micro_batch_size / 2))
         self.optimizer = make_optimizer(model, config.optim)
         self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
         self.best_on_disk = True
+
+    def _fitting_rows(self) -> int:
+        """How many rows are computed at once if it is not set: what a CPU's caches like, or what a GPU has room for."""
+        if self.device.type == "cpu":
+            tokens = max(CPU_TOKENS, CPU_TOKENS * self.passes.threads // 2)
+            return max(1, tokens // self.block_size)
+        rows = self.batch_size
+        if self.device.type == "cuda":
+            free = GPU_SHARE * torch.cuda.mem_get_info(self.device)[0]
+            while (
+                rows > 1
+                and memory(self.model.config, rows, 2, world_size(), self.kind, self.precision, "cuda").total > free
+            ):
+                rows = math.ceil(rows / 2)
+        return rows
+
+    def _cut(self, rows: int) -> None:
+        """Cut this rank's part of each batch into micro-batches of about so many rows."""
+        self.micro_batch_size = min(len(self.rows), rows)
+        # as many on each rank, for FSDP: where there is one row more, it goes along
+        count, size = math.ceil(self.batch_size // world_size() / self.micro_batch_size), len(self.rows)
+        self.micro_batches = [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
+        self.validation_batch_size = rows
+
+    def _accelerate(self) -> None:
+        steps = sum(phase.iters for phase in self.config.phases) * len(self.micro_batches)
+        rows = [part.stop - part.start for part in self.micro_batches]
+        accelerate(self.passes, rows, self.block_size, self.config.run.compile, steps)
 
     @property
     def phase(self) -> Phase:
@@ -162,7 +196,7 @@ class Trainer:
         seed = (self.config.run.seed, self.progress.phase, i)
         batches = self.data.phases[self.progress.phase].batches
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.passes.zero_grad()
         inputs_bt, targets_bt = batches.batch(i, self.batch_size, self.block_size, rank(), world_size())
         count = self.batch_size * self.block_size  # tokens that all ranks predict
         total = torch.zeros((), device=self.device)
@@ -203,8 +237,7 @@ class Trainer:
         """
         block = torch.zeros((1, self.block_size), dtype=torch.int64)
         self.passes.loss_sum(self.parallel, block, block, cross_entropy_sum)[0].backward()
-        self.model.zero_grad(set_to_none=True)
-        update_router_bias(self.model, 0.0)
+        self.passes.zero_grad()
 
     def check_stop(self, together: bool = False) -> None:
         """Raises `Stopped` if asked to, or left alone by the launcher: on all ranks, which must look `together`."""

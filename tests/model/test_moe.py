@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_transformer.config import ModelConfig
-from mini_transformer.model.moe import Experts, GatherRows, MixtureOfExperts, Router, clamped_swiglu
+from mini_transformer.model import grouped
+from mini_transformer.model.moe import Experts, GatherRows, MixtureOfExperts, Router
+from mini_transformer.model.swiglu import clamped_swiglu
 
 
 def mixture(n_experts: int, experts_per_token: int) -> MixtureOfExperts:
@@ -87,3 +89,45 @@ def test_router_weighs_the_chosen_and_counts_them_in_training_only() -> None:
     assert router.tokens_per_expert.sum() == 120
     router.eval()(x)
     assert router.tokens_per_expert.sum() == 120
+
+
+def relative_errors(layer: MixtureOfExperts, tokens: int, dtype: torch.dtype, device: str) -> list[float]:
+    """Of the output and all gradients, computed as `layer` does under autocast, against the reference in float32."""
+    layer.to(device)
+    x, grad = torch.randn(2, tokens, 16, device=device)
+    parameters = [p for p in layer.experts.parameters() if p.requires_grad]
+    weights, chosen = (t.detach() for t in layer.router(x))
+    x.requires_grad_()
+    found, wanted = [], []
+    for out, results in ((reference(layer.experts, x, weights, chosen), wanted), (None, found)):
+        if out is None:
+            with torch.autocast(device, dtype, enabled=dtype is torch.bfloat16):
+                out = layer.experts(x, weights, chosen)
+        results += [out, *torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype))]
+    return [((a - b).norm() / b.norm()).item() for a, b in zip(found, wanted, strict=True)]
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (6, 3), (2, 2)])
+def test_grouped_products_equal_the_reference(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where PyTorch has them too."""
+    monkeypatch.setattr(grouped, "suits", lambda *_: torch.bfloat16)
+    layer = mixture(*shape)
+    with torch.no_grad():
+        layer.router.bias[0] = -1e9 if shape[0] > shape[1] else 0.0  # an expert without a token
+    assert max(relative_errors(layer, 100, torch.bfloat16, "cpu")) < 0.02
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_all_experts_equal_the_chosen_ones(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "suits_all", lambda *_: True)
+    assert max(relative_errors(mixture(4, 2), tokens, torch.float32, "cpu")) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 40, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_experts_on_cuda_with_gradients(tokens: int, dtype: torch.dtype) -> None:
+    for shape in ((4, 2), (8, 2), (1, 1)):
+        layer = mixture(*shape)
+        errors = relative_errors(layer, tokens, dtype, "cuda")
+        assert max(errors) < (0.02 if dtype is torch.bfloat16 else 1e-4), (shape, errors)

@@ -31,7 +31,7 @@ def test_the_load_becomes_even_and_a_dead_expert_revives(bias: float) -> None:
     for _ in range(400):
         model(ids)
         loads.append(update_router_bias(model, 5e-3)[0])
-        assert router.tokens_per_expert is None
+        assert not router.tokens_per_expert.any()  # type: ignore[union-attr]
     assert loads[0][0] > 1.9 if bias > 0 else loads[0][0] == 0
     assert 0.7 < sum(load[0] for load in loads[-20:]) / 20 < 1.3
     assert max(sum(load) / 20 for load in zip(*loads[-20:], strict=True)) < 1.3

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import embedding_bag, silu
 
 from mini_transformer.model.fused.norm import add_branch, normalise, normalise_backward
-from mini_transformer.model.moe import SWIGLU_ALPHA, SWIGLU_LIMIT
+from mini_transformer.model.swiglu import SWIGLU_ALPHA, SWIGLU_LIMIT
 
 CHUNK = 1024  # rows of an expert that are worked on at once, in the cache
 ALPHA = SWIGLU_ALPHA

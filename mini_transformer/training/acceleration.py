@@ -1,0 +1,96 @@
+"""What makes the passes of a run on a GPU fast: compiled blocks and CUDA graphs, each proved at the start.
+
+Either is tried on random tokens against the plain pass, its loss and its gradients. Where it fails or finds something
+else, the run goes on without it and says why.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from mini_transformer.model.decoder import plain_block, plain_head
+from mini_transformer.runtime import log
+from mini_transformer.training.passes import Passes
+
+LOSS, GRADIENTS = 0.01, 0.05  # how far a fast pass may be from the plain one, relative; bfloat16 is that coarse
+WORTH_COMPILING = 180.0  # seconds of plain steps that win back the minute which compiling may take
+
+Found = tuple[float, list[Tensor]]  # a loss and gradients
+
+
+def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: str, steps: int) -> None:
+    """Compile the blocks if `compile` is on, or auto and worth it for so many `steps` of passes; record CUDA graphs.
+
+    `rows`: the numbers of rows that micro-batches have. All ranks call it alike.
+    """
+    if passes.device.type != "cuda":
+        if compile == "on":
+            log("Not compiled: only a GPU gains by it; on a CPU the passes of a block are fused by hand")
+        return
+    vocabulary = passes.model.config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids_bt = torch.randint(vocabulary, (max(rows), block_size), generator=generator).to(passes.device)
+    plain, seconds = measure(passes, ids_bt)
+    wanted = compile == "on" or (compile == "auto" and seconds * steps > WORTH_COMPILING and not missing_compiler())
+    if wanted:
+        started = time.monotonic()
+        passes.model.run_block = torch.compile(plain_block, dynamic=False)
+        passes.model.run_head = torch.compile(plain_head, dynamic=False)
+        if proved("compiled", lambda: measure(passes, ids_bt)[0], plain):
+            passes.compiled = True
+            log(f"Compiled in {time.monotonic() - started:.0f} s")
+        else:
+            passes.model.run_block, passes.model.run_head = plain_block, plain_head
+    alone = passes.parallel is passes.model  # ranks exchange gradients in the middle of a pass
+    if alone and not proved("recorded as CUDA graphs", lambda: graphed(passes, ids_bt, sorted(set(rows))), plain):
+        passes.graphs.clear()
+    passes.zero_grad()
+
+
+def missing_compiler() -> str | None:
+    """What compiling for a GPU needs and this machine lacks."""
+    if find_spec("triton") is None:
+        return "Triton"
+    c_compilers = (os.environ.get("CC"), "gcc", "cc", "clang")
+    return None if any(name and shutil.which(name) for name in c_compilers) else "a C compiler"
+
+
+def measure(passes: Passes, ids_bt: Tensor) -> tuple[Found, float]:
+    """Loss and gradients of a batch, and the seconds that a pass takes."""
+    for _ in range(2):  # the first one warms up
+        passes.zero_grad()
+        torch.cuda.synchronize(passes.device)
+        started = time.monotonic()
+        loss = passes.backward((0,), range(len(ids_bt)), ids_bt, ids_bt, ids_bt.numel(), True).item()
+        seconds = time.monotonic() - started
+    gradients = [p.grad.detach().clone() for p in passes.parameters if p.grad is not None]
+    return (loss, gradients), seconds
+
+
+def graphed(passes: Passes, ids_bt: Tensor, rows: Sequence[int]) -> Found:
+    """Record the graphs of so many rows; loss and gradients by the largest."""
+    for count in rows:
+        passes.record(ids_bt[:count])
+    return measure(passes, ids_bt)[0]
+
+
+def proved(what: str, fast: Callable[[], Found], plain: Found) -> bool:
+    """Whether a fast way finds what the plain one did; says so if not."""
+    try:
+        loss, gradients = fast()
+        errors = [a - b for a, b in zip(gradients, plain[1], strict=True)]
+        far = (torch.nn.utils.get_total_norm(errors) / torch.nn.utils.get_total_norm(plain[1])).item()
+        if abs(loss - plain[0]) <= LOSS * abs(plain[0]) and far <= GRADIENTS:
+            return True
+        reason = f"loss {loss:.4f} instead of {plain[0]:.4f}, gradients {far:.3f} apart"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of compilers and drivers that we have not seen; all works without
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    log(f"Not {what}, the run goes on without ({reason})")
+    return False
