@@ -55,14 +55,18 @@ def drawn_mask(seeds_b: Tensor, shape: torch.Size, keep: float) -> Tensor:
 def hashed_mask(seeds_b: Tensor, shape: torch.Size, keep: float) -> Tensor:
     """True for a fraction `keep` of the elements: a hash of seed and position, in a few passes over all rows at once.
 
-    A generator per row would cost a GPU a kernel for each. The mixing is that of MurmurHash3, in int32 that wraps.
+    A generator per row would cost a GPU a kernel for each.
     """
-    h = torch.arange(shape[1:].numel(), device=seeds_b.device, dtype=torch.int32) * -1640531535  # 2^32 / golden ratio
-    h = seeds_b.to(torch.int32)[:, None] ^ h
+    positions_n = torch.arange(shape[1:].numel(), device=seeds_b.device, dtype=torch.int32)
+    h_bn = mixed(mixed(seeds_b.to(torch.int32)).unsqueeze(1) + positions_n)
+    return (h_bn < int(keep * 2**32) - 2**31).view(*shape)
+
+
+def mixed(h: Tensor) -> Tensor:
+    """The mixing of MurmurHash3, in int32 that wraps."""
     for shift, factor in ((16, -2048144789), (13, -1028477387)):
         h = (h ^ ((h >> shift) & ((1 << (32 - shift)) - 1))) * factor
-    h = h ^ ((h >> 16) & 0xFFFF)
-    return (h < int(keep * 2**32) - 2**31).view(*shape)
+    return h ^ ((h >> 16) & 0xFFFF)
 
 
 def seed_dropout(model: nn.Module, seed: Sequence[int], rows: Sequence[int], device: torch.device = CPU) -> None:

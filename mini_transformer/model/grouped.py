@@ -31,11 +31,25 @@ def chosen_experts(
     one_hot_re = one_hot_re.to(dtype)
 
     def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # a bias as a product: the gradient of a look-up would be added row by row
-        return torch._grouped_mm(x, weight.to(dtype), offs=ends_e) + one_hot_re @ bias.to(dtype)
+        out = torch._grouped_mm(x, weight.to(dtype), offs=ends_e)
+        return AddBias.apply(out, bias.to(dtype), expert_r, one_hot_re)
 
     gate_up = product(rows_rc, gate_up_ecf, gate_up_bias_ef)
     return product(clamped_swiglu(*gate_up.chunk(2, dim=-1)), down_efc, bias_ec)
+
+
+class AddBias(torch.autograd.Function):
+    """`x + bias[expert]`, whose gradient for the biases is a product: that of a look-up is added row by row."""
+
+    @staticmethod
+    def forward(ctx, x_rf, bias_ef, expert_r, one_hot_re):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(one_hot_re)
+        return x_rf + bias_ef.index_select(0, expert_r)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (one_hot_re,) = ctx.saved_tensors
+        return grad, one_hot_re.T @ grad, None, None
 
 
 def suits_all(x_nc: Tensor, experts: int, experts_per_token: int) -> bool:

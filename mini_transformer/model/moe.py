@@ -78,6 +78,12 @@ class GatherRows(torch.autograd.Function):
         return grad.view(-1, ctx.copies, grad.shape[-1]).sum(1) if ctx.copies > 1 else grad, None, None, None
 
 
+def sorted_slots(chosen_nk: Tensor, experts: int) -> Tensor:
+    """The slots n * K + k in the order of their experts, stable. Sorting bytes takes a quarter of the passes."""
+    slots = chosen_nk.flatten()
+    return (slots.to(torch.uint8) if experts <= 256 else slots).argsort(stable=True)
+
+
 class Experts(nn.Module):
     """E feed-forward networks; each token goes through its K chosen ones.
 
@@ -109,7 +115,7 @@ class Experts(nn.Module):
         if len(x_nc) == 1:  # generating token by token: nothing to sort
             parts_kc = torch.cat([self.expert_forward(expert, x_nc) for expert in chosen_nk[0].tolist()])
             return weights_nk.to(parts_kc.dtype) @ parts_kc
-        order = chosen_nk.flatten().argsort(stable=True)  # slot n * K + k of each sorted row
+        order = sorted_slots(chosen_nk, E)  # slot n * K + k of each sorted row
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)  # sorted row of each slot
         if dtype := grouped.suits(x_nc, *self.down_proj.shape[1:]):

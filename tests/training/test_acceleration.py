@@ -1,5 +1,6 @@
 """Compiled blocks and CUDA graphs against plain passes."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training import acceleration
 from mini_transformer.training.acceleration import accelerate, proved
+from mini_transformer.training.checkpoint import Checkpoints
 from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import routers
 from mini_transformer.training.passes import Passes
@@ -43,7 +45,7 @@ def test_a_cpu_says_why_it_does_not_compile(call: Callable[..., tuple[int, str, 
 def test_fast_passes_on_cuda_find_what_plain_ones_do(precision: torch.dtype, compile: str) -> None:
     torch.manual_seed(0)
     model = Decoder(ModelConfig(block_size=64, n_layer=2, n_embd=64, n_head=4, dropout=0.2).resolve(50)).cuda().train()
-    fast, plain = (Passes(model, model, precision, cross_entropy_sum) for _ in range(2))
+    fast, plain = (Passes(m, m, precision, cross_entropy_sum) for m in (model, copy.deepcopy(model)))
     accelerate(fast, [5, 3], 64, compile, 0)
     assert set(fast.graphs) == {(5, 64), (3, 64)}
     assert fast.compiled == (compile == "on")
@@ -54,8 +56,8 @@ def test_fast_passes_on_cuda_find_what_plain_ones_do(precision: torch.dtype, com
             passes.zero_grad()
             for seed in (1, 2):  # gradients add up
                 loss = passes.backward((seed,), range(rows), ids[0, :rows], ids[1, :rows], ids[0].numel(), True)
-            counts = torch.stack([r.tokens_per_expert for r in routers(model)])  # type: ignore[misc]
-            found.append((loss, counts, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+            counts = torch.stack([r.tokens_per_expert for r in routers(passes.model)])  # type: ignore[misc]
+            found.append((loss, counts, [p.grad.clone() for p in passes.parameters]))
         (loss, counts, gradients), (loss_plain, counts_plain, gradients_plain) = found
         assert loss.item() == pytest.approx(loss_plain.item(), rel=1e-3)
         assert counts.sum() == counts_plain.sum() == 2 * 2 * 2 * rows * 64
@@ -66,10 +68,15 @@ def test_fast_passes_on_cuda_find_what_plain_ones_do(precision: torch.dtype, com
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_a_run_on_cuda_learns_and_goes_on(
-    call: Callable[..., tuple[int, str, str]], fables: Path, tmp_path: Path, compile: str
+    call: Callable[..., tuple[int, str, str]],
+    fables: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compile: str,
 ) -> None:
+    monkeypatch.setattr(Checkpoints, "is_due", lambda _: True)
     flags = "--n-layer 2 --n-embd 64 --n-head 2 --block-size 64 --batch-size 8 --max-iters 60 --eval-interval 20"
-    flags += f" --lr 3e-3 --compile {compile} --checkpoint-interval 20 --device cuda --keep-checkpoints"
+    flags += f" --lr 3e-3 --compile {compile} --checkpoint-interval 20 --device cuda --keep-checkpoints --keep 9"
     out = tmp_path / "out"
     words = ["train", "--data", fables, "--out-dir", out, *flags.split()]
     code, told, error = call(*words)
@@ -80,8 +87,9 @@ def test_a_run_on_cuda_learns_and_goes_on(
     assert losses[-1] < losses[0] - 0.5
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(record | {"finished": False}))
-    for path in sorted((out / "checkpoints").iterdir())[-1:]:  # the end is lost, and done again
-        path.unlink()
+    newest = sorted((out / "checkpoints").iterdir())
+    assert len(newest) == 3
+    newest[-1].unlink()  # the end is lost, and done again
     code, told, _ = call(*words)
     assert code == 0
     assert "Resuming from the checkpoint at" in told
