@@ -7,6 +7,8 @@ block, from one token on, drawn at temperature 0.8; the ways take turns. "withou
 its context is filled anew once in half a block. The limit is the time of reading as many bytes as a step reads
 weights, with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba; llama.cpp is
 not here, since there is no GGUF export yet.
+
+With --device cuda, the model's own step and its CUDA graph, for 1, 16 and 64 rows, beside `transformers` with one.
 """
 
 import argparse
@@ -51,7 +53,8 @@ def with_model(model: Decoder) -> Way:
     def write(tokens: int) -> None:
         token, cache, generator = 0, make_cache(model, 1), np.random.default_rng(1)
         for _ in range(tokens):
-            token = sample(model(torch.tensor([[token]]), cache)[0, -1].numpy(), SAMPLING, generator)
+            ids = torch.tensor([[token]], device=cache.keys.device)
+            token = sample(model(ids, cache)[0, -1].cpu().numpy(), SAMPLING, generator)
 
     return lambda tokens: seconds(lambda: write(tokens))
 
@@ -68,14 +71,14 @@ def with_step(cache: KVCache, step: Step) -> Way:
     return lambda tokens: seconds(lambda: write(tokens))
 
 
-def with_transformers(folder: Path) -> Way:
+def with_transformers(folder: Path, device: str = "cpu") -> Way:
     """The exported folder in `transformers`."""
     from transformers import GptOssForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = GptOssForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    prompt = torch.zeros((1, 1), dtype=torch.int64)
+    model = GptOssForCausalLM.from_pretrained(folder, attn_implementation="eager").eval().to(device)
+    prompt = torch.zeros((1, 1), dtype=torch.int64, device=device)
     settings = {"do_sample": True, "temperature": SAMPLING.temperature, "top_k": 0, "suppress_tokens": None}
 
     def write(tokens: int) -> None:
@@ -115,13 +118,27 @@ def without_end(model: Decoder, expected: int | None) -> Way:
     return write
 
 
-def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
+def ways_on_a_gpu(model: Decoder, folder: Path) -> dict[str, tuple[Way, int]]:
+    """The ways on a GPU, and how many tokens each writes."""
+    model.cuda()
+    ways: dict[str, tuple[Way, int]] = {"transformers": (with_transformers(folder, "cuda"), 100)}
+    for rows in (1, 16, 64):
+        cache = make_cache(model, rows)
+        words = "" if rows == 1 else f", {rows} rows"
+        ways[f"model{words}"] = (with_step(cache, model_step(model, cache)), 100 * rows)
+        ways[f"CUDA graph{words}"] = (with_step(cache, make_step(model, cache, 100)), 100 * rows)
+    return ways
+
+
+def measure(shape: str, repeats: int, folder: Path, device: str) -> dict[str, list[float]]:
     """Tokens per second of each way, several times."""
     layers, width = map(int, shape.split("x"))
     torch.manual_seed(1)
     model = Decoder(ModelConfig(n_layer=layers, n_embd=width, n_head=max(4, width // 64)).resolve(VOCABULARY)).eval()
     write_weights(folder, export_weights(model.state_dict()))
     write_config(folder, model.config, 0, [], {})
+    if device == "cuda":
+        return report(shape, ways_on_a_gpu(model, folder), repeats)
     size = 4 * (model.parameter_counts()[1] - model.embed_tokens.weight.numel())  # of the embedding one row is read
     few, many = (20, 40) if size > 1e8 else (200, 250)
     half = model.config.block_size // 2
@@ -139,18 +156,24 @@ def measure(shape: str, repeats: int, folder: Path) -> dict[str, list[float]]:
         ways["numba"] = (with_step(cache, make_step(model, cache, 10**9)), many)
         ways["numba, 16 rows"] = (with_step(batch, make_step(model, batch, 10**9)), 16 * many)
         ways["numba, without end"] = (without_end(model, 10**9), half)
+    print(f"\n{shape}: a step reads {size / 1e6:.1f} MB")
+    return report(shape, ways, repeats)
+
+
+def report(shape: str, ways: dict[str, tuple[Way, int]], repeats: int) -> dict[str, list[float]]:
+    """Let the ways take turns, and print their table."""
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
         for name, (way, tokens) in ways.items():
             way(tokens)  # to warm up, while the threads of the way before end their spinning
             speeds[name].append(tokens / way(tokens))
+    limit = statistics.median(speeds["limit"]) if "limit" in speeds else None
     print(
-        f"\n{shape}: a step reads {size / 1e6:.1f} MB\n\n| | tokens/s, median (range) | of the limit |\n|---|---|---|"
+        f"\n| {shape} | tokens/s, median (range) |{' of the limit |' if limit else ''}\n|---|---|{'---|' if limit else ''}"
     )
-    limit = statistics.median(speeds["limit"])
     for name, values in speeds.items():
         middle, spread = statistics.median(values), f"{min(values):,.0f} to {max(values):,.0f}"
-        print(f"| {name} | {middle:,.0f} ({spread}) | {middle / limit:.0%} |", flush=True)
+        print(f"| {name} | {middle:,.0f} ({spread}) |" + (f" {middle / limit:.0%} |" if limit else ""), flush=True)
     return speeds
 
 
@@ -159,15 +182,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", default=["4x128", "4x192", "24x512"], metavar="LAYERSxWIDTH")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, default=Path("generate_speed.json"))
     given = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+    if given.device == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}"
     print(f"{machine}; {versions}; {torch.get_num_threads()} threads; {given.repeats} repeats")
     speeds = {}
     for shape in given.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            speeds[shape] = measure(shape, given.repeats, Path(folder))
+            speeds[shape] = measure(shape, given.repeats, Path(folder), given.device)
     result = {"machine": machine, "versions": versions, "tokens_per_second": speeds}
     given.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from mini_transformer.config import SamplingConfig
+from mini_transformer.generation.graphed import GraphedStep
 from mini_transformer.generation.sampling import sample
 from mini_transformer.generation.single_row import SingleRow, fits
 from mini_transformer.model.attention import KVCache
@@ -24,6 +25,7 @@ from mini_transformer.model.decoder import Decoder
 Step = Callable[[list[int]], NDArray[np.float32]]  # one token for each row (B) to logits (B, V)
 # what decides whether numba pays, in seconds: to load it, and what it saves for each token
 LOADING, SAVED_PER_LAYER, SAVED_PER_WEIGHT = 1.0, 3e-5, 5e-11
+WORTH_RECORDING = 16  # tokens from which a CUDA graph pays
 
 
 @dataclass
@@ -62,6 +64,11 @@ def model_step(model: Decoder, cache: KVCache) -> Step:
 def make_step(model: Decoder, cache: KVCache, tokens: int) -> Step:
     """What takes the step of one token in texts of so many tokens each; the tokens are added to the cache."""
     B = len(cache.lengths)
+    if cache.keys.device.type == "cuda" and not 0 < tokens < WORTH_RECORDING:
+        try:
+            return GraphedStep(model, cache).step
+        except Exception as error:  # of a GPU that we have not seen
+            _say("no CUDA graph of the step can be recorded", error)
     layers, weights = model.config.n_layer, model.parameter_counts()[1]
     saved = B * tokens * (layers * SAVED_PER_LAYER + weights * SAVED_PER_WEIGHT)
     if fits(model) and saved >= LOADING and find_spec("numba"):
@@ -70,12 +77,16 @@ def make_step(model: Decoder, cache: KVCache, tokens: int) -> Step:
 
             return CompiledRows(model, cache).step
         except Exception as error:  # numba on a machine that we have not seen; everything can be written without it
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"numba does not compile the step, it is taken without ({reason})", file=sys.stderr)
+            _say("numba does not compile the step", error)
     if fits(model) and B == 1:
         row = SingleRow(model, cache)
         return lambda ids: row.step(ids[0])[None]
     return model_step(model, cache)
+
+
+def _say(what: str, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    print(f"{what}, it is taken without ({reason})", file=sys.stderr)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mini_transformer.model.swiglu import clamped_swiglu
 
+MANY = 32  # experts of which a few tokens do not choose the most
 FEW = 64  # tokens of which all experts may as well be computed: the weights are read anyway
 
 
@@ -55,6 +56,8 @@ class AddBias(torch.autograd.Function):
 def suits_all(x_nc: Tensor, experts: int, experts_per_token: int) -> bool:
     """Whether `all_experts` is the way: few tokens, or little to save where there is no grouped product."""
     if x_nc.device.type != "cuda":
+        return False
+    if experts > MANY:
         return False
     return len(x_nc) <= FEW or (not torch.is_autocast_enabled("cuda") and experts <= 2 * experts_per_token)
 
