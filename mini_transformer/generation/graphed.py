@@ -70,6 +70,7 @@ class GraphedStep:
         with torch.cuda.graph(self.graph):
             self.logits_bv = self.model(self.ids, self.positions)[:, -1].float()
 
+    @torch.inference_mode()
     def step(self, ids: list[int]) -> NDArray[np.float32]:
         """The logits (B, V) after one more token in each row."""
         if self.__dict__.get("keys") is not self.cache.keys:

@@ -7,6 +7,7 @@ else, the run goes on without it and says why.
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
@@ -41,8 +42,10 @@ def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: st
         started = time.monotonic()
         passes.model.run_block = torch.compile(plain_block, dynamic=False)
         passes.model.run_head = torch.compile(plain_head, dynamic=False)
-        if proved("compiled", lambda: measure(passes, ids_bt)[0], plain):
-            passes.compiled = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the compiler decides
+            passes.compiled = proved("compiled", lambda: measure(passes, ids_bt)[0], plain)
+        if passes.compiled:
             log(f"Compiled in {time.monotonic() - started:.0f} s")
         else:
             passes.model.run_block, passes.model.run_head = plain_block, plain_head

@@ -1,5 +1,6 @@
 """A forward and backward pass as a CUDA graph: one launch instead of thousands, which small models wait for."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,8 @@ class GraphedPass:
         self.scale = torch.ones((), device=ids_bt.device)
         stream = torch.cuda.Stream(ids_bt.device)
         stream.wait_stream(torch.cuda.current_stream(ids_bt.device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of gradients that come from another stream, here on purpose
             for _ in range(WARM_UPS):
                 run(self.inputs, self.targets, self.scale)
         torch.cuda.current_stream(ids_bt.device).wait_stream(stream)
