@@ -168,12 +168,12 @@ def report(shape: str, ways: dict[str, tuple[Way, int]], repeats: int) -> dict[s
             way(tokens)  # to warm up, while the threads of the way before end their spinning
             speeds[name].append(tokens / way(tokens))
     limit = statistics.median(speeds["limit"]) if "limit" in speeds else None
-    print(
-        f"\n| {shape} | tokens/s, median (range) |{' of the limit |' if limit else ''}\n|---|---|{'---|' if limit else ''}"
-    )
+    print(f"\n| {shape} | tokens/s, median (range) |" + " of the limit |" * (limit is not None))
+    print("|---|---|" + "---|" * (limit is not None))
     for name, values in speeds.items():
         middle, spread = statistics.median(values), f"{min(values):,.0f} to {max(values):,.0f}"
-        print(f"| {name} | {middle:,.0f} ({spread}) |" + (f" {middle / limit:.0%} |" if limit else ""), flush=True)
+        share = f" {middle / limit:.0%} |" if limit else ""
+        print(f"| {name} | {middle:,.0f} ({spread}) |{share}", flush=True)
     return speeds
 
 

@@ -112,6 +112,7 @@ class TextConfig:
     # free: tokenizers are compared by their fingerprints, not by their names
     tokenizer: str = option("char", "char, bpe, a folder with tokenizer.json, or a Hub name", metavar="KIND", free=True)
     vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=MAX_VOCAB_SIZE)
+    bpe_dropout: float = option(0.0, "probability of leaving out a merge of bpe, in training", ge=0.0, le=0.9)
     val_fraction: float = option(0.1, "fraction of --data that is held out without --val-data", gt=0.0, le=0.5)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)
@@ -272,6 +273,8 @@ def check_text(text: TextConfig) -> None:
     """Refuse settings of the text that do not go together."""
     if text.vocab_size and text.tokenizer != "bpe":
         raise UserError(f"`vocab_size`: goes with `tokenizer` bpe, not {text.tokenizer}")
+    if text.bpe_dropout and text.tokenizer == "char":
+        raise UserError("`bpe_dropout`: goes with `tokenizer` bpe, not char")
     if 0 < text.vocab_size < MIN_VOCAB_SIZE:
         raise UserError(f"`vocab_size`: {text.vocab_size} is too small: {MIN_VOCAB_SIZE} stand for bytes and the end")
 

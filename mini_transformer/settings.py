@@ -9,7 +9,9 @@ from typing import Any, TypeVar, get_args, get_origin
 from mini_transformer.config import TRAIN_PARTS, ModelConfig, Phase, PhaseSettings, TrainConfig, check_limits
 from mini_transformer.errors import UserError, did_you_mean
 
-SETTINGS = {f.name: f for part in (PhaseSettings, *TRAIN_PARTS.values()) for f in fields(part) if f.metadata}
+OF_A_RUN = [f for part in TRAIN_PARTS.values() for f in fields(part) if f.metadata]
+SETTINGS = {f.name: f for f in [*(f for f in fields(PhaseSettings) if f.metadata), *OF_A_RUN]}
+OF_BPE = ("vocab_size", "bpe_dropout")
 ONE_PHASE = ("max_iters", "lr", "data_weights")
 TWO_PHASES = tuple(f.name for f in fields(PhaseSettings) if "pretrain" in f.name or "finetune" in f.name)
 SHAPE = frozenset(f.name for f in fields(ModelConfig) if f.metadata) - {"dropout"}  # of the weights and their use
@@ -71,6 +73,8 @@ def train_config(
     if wrong := [name for name in foreign if name in given]:
         raise UserError(f"`{wrong[0]}`: belongs to training in {'two phases' if missing else 'one phase (`data`)'}")
     dropped = (*foreign, "replay") if missing else foreign
+    if given.get("tokenizer", "bpe") != "bpe":
+        dropped = (*dropped, *OF_BPE)  # of the recipe's own tokenizer
     values = {name: value for name, value in (recipe or {}).items() if name not in dropped} | given
     if any(name.startswith("max_iters") for name in given):
         values["max_minutes"] = given.get("max_minutes", 0.0)  # a recipe's gives way
@@ -107,9 +111,11 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
 
 def changed_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The recorded settings that make two runs different ones, each with its two values."""
-    names = [n for n in dict.fromkeys([*here, *there]) if there.get(n) != here.get(n)]
+    # a setting that came later than a record had its default then
+    then, now = ({f.name: f.default for f in OF_A_RUN} | dict(settings) for settings in (there, here))
+    names = [n for n in dict.fromkeys([*here, *there]) if then.get(n) != now.get(n)]
     about = {n: SETTINGS[n].metadata if n in SETTINGS else {} for n in names}
-    return {n: [there.get(n), here.get(n)] for n in names if not (about[n].get("free") or about[n].get("local"))}
+    return {n: [then.get(n), now.get(n)] for n in names if not (about[n].get("free") or about[n].get("local"))}
 
 
 def settings_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

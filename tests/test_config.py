@@ -115,6 +115,24 @@ def test_given_settings_win_over_the_recipe_and_the_recipe_over_the_defaults() -
     assert two.text.replay == 0.2
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "some/folder"])
+def test_another_tokenizer_than_the_recipes_goes_with_every_recipe(tokenizer: str) -> None:
+    recipe = {"tokenizer": "bpe", "vocab_size": 1024, "bpe_dropout": 0.1}
+    assert train_config({"data": "a.txt"}, recipe).text.vocab_size == 1024
+    config = train_config({"data": "a.txt", "tokenizer": tokenizer}, recipe)
+    check(config)
+    assert (config.text.tokenizer, config.text.vocab_size, config.text.bpe_dropout) == (tokenizer, 0, 0.0)
+    with pytest.raises(UserError, match="`bpe_dropout`: goes with `tokenizer` bpe"):
+        check(train_config({"data": "a.txt", "bpe_dropout": 0.1}))
+
+
+def test_a_setting_that_is_newer_than_a_record_had_its_default() -> None:
+    here = recorded_settings(train_config({"data": "a.txt"}))
+    there = {name: value for name, value in here.items() if name != "bpe_dropout"}
+    assert settings_difference(there, here) == ""
+    assert settings_difference(there, here | {"bpe_dropout": 0.1}) == "`bpe_dropout`: none there, 0.1 here"
+
+
 def test_what_is_recorded_repeats_the_run_and_names_nothing_of_this_machine(tmp_path: Path) -> None:
     given = TWO | {"finetune_data": ["b", "c"], "finetune_data_weights": [3, 1], "max_iters_pretrain": 7, "seed": 5}
     machine = {"out_dir": tmp_path, "cache_dir": tmp_path, "device": "cpu", "val_data": tmp_path, "overwrite": True}

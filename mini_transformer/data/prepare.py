@@ -28,9 +28,12 @@ from mini_transformer.errors import UserError
 from mini_transformer.runtime import log
 from mini_transformer.text.documents import Piece
 from mini_transformer.text.pretrained import make_tokenizer
+from mini_transformer.text.segmentation import noisy_copies
 from mini_transformer.text.tokenizer import Tokenizer
 
 MIN_BLOCK = 8
+NOISY = 0.7  # of a phase, if its words are cut at random
+NOISY_COPIES, NOISY_CHARACTERS = 8, 1 << 23  # of a text, and as long as it may be: its copies lie in memory
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,14 @@ class PhaseData:
 
     phase: Phase
     batches: BatchSource
+    noisy: BatchSource | None  # the same text in other pieces (see `text.segmentation`)
     documents: int
     characters: int
     fingerprint: str
+
+    def batches_at(self, progress: float) -> BatchSource:
+        """The batches after a fraction of the phase: in noisy pieces at first, at the end as every reader has them."""
+        return self.noisy if self.noisy and progress < NOISY else self.batches
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def prepare_data(config: TrainConfig) -> TrainingData:
     phases = []
     for i, phase in enumerate(config.phases):
         replayed = groups[i - 1] if i and config.text.replay else []
-        phases.append(_phase_data(phase, groups[i], replayed, found, tokenizer.eot_id, config))
+        phases.append(_phase_data(phase, groups[i], replayed, found, tokenizer, config))
     documents = TokenDocuments.joined([found[corpus].validation for corpus in validation])
     shortest = min(phases, key=lambda p: p.batches.epoch_tokens)
     if shortest.batches.epoch_tokens <= MIN_BLOCK or not len(documents):
@@ -196,22 +204,44 @@ def _phase_data(
     group: Sequence[Weighted],
     replayed: Sequence[Weighted],
     found: Mapping[Corpus, TokenizedCorpus],
-    eot_id: int,
+    tokenizer: Tokenizer,
     config: TrainConfig,
 ) -> PhaseData:
     """The batches of one phase, with a part of each from the corpora that are replayed."""
     replay = config.text.replay if replayed else 0.0
-    streams, weights = [], []
+    dropout, seed = config.text.bpe_dropout, config.run.seed
+    streams, noisy, weights = [], list[TrainingStream](), []
     # replayed text comes in another order than the one in which the phase before it saw it
     for corpora, share, more_seeds in ((group, 1 - replay, ()), (replayed, replay, (1,))):
         for weight, corpus in corpora:
-            streams.append(TrainingStream(found[corpus].train, eot_id, config.run.seed, *more_seeds))
+            documents = found[corpus].train
+            streams.append(TrainingStream(documents, tokenizer.eot_id, seed, *more_seeds))
+            if dropout and documents.characters <= NOISY_CHARACTERS:
+                documents = _noisy(documents, tokenizer, dropout, seed)
+            elif dropout:
+                log(f"{_names(phase)}: too much text for `bpe_dropout`, read as it is")
+            noisy.append(TrainingStream(documents, tokenizer.eot_id, seed, *more_seeds))
             weights.append(weight / sum(other for other, _ in corpora) * share)
     splits = [found[corpus].train for _, corpus in group]
     return PhaseData(
         phase=phase,
         batches=streams[0] if len(streams) == 1 else Mixture(streams, weights),
+        noisy=None if not dropout else noisy[0] if len(noisy) == 1 else Mixture(noisy, weights),
         documents=sum(map(len, splits)),
         characters=sum(split.characters for split in splits),
         fingerprint=digest([corpus.fingerprint() for _, corpus in group], phase.weights),
     )
+
+
+def _noisy(documents: TokenDocuments, tokenizer: Tokenizer, dropout: float, seed: int) -> TokenDocuments:
+    """Several copies of documents in other pieces. Raises `UserError` if the tokenizer has no words to cut."""
+    if tokenizer.is_character_level:
+        raise UserError("`bpe_dropout`: the tokenizer has characters only, which cannot be cut")
+    texts = [tokenizer.decode(document.tolist()) for document in documents]
+    copies = noisy_copies(tokenizer, texts, dropout, NOISY_COPIES, seed)
+    if any(tokenizer.decode(copy.tolist()) != text for copy, text in zip(copies, texts, strict=False)):
+        raise UserError("`bpe_dropout`: not with this tokenizer, whose words come back as others")
+    lengths = np.array([len(copy) for copy in copies])
+    rows = np.tile(documents.table[:, 2:], (NOISY_COPIES, 1))
+    rows[:, 0] = lengths
+    return TokenDocuments.of(np.concatenate(copies), rows)

@@ -194,7 +194,7 @@ class Trainer:
         """One step of the optimizer on one batch; returns its metrics. If it raises, no weight has changed."""
         phase, optim, i = self.phase, self.config.optim, self.progress.iteration
         seed = (self.config.run.seed, self.progress.phase, i)
-        batches = self.data.phases[self.progress.phase].batches
+        batches = self.data.phases[self.progress.phase].batches_at(i / phase.iters)
         self.model.train()
         self.passes.zero_grad()
         inputs_bt, targets_bt = batches.batch(i, self.batch_size, self.block_size, rank(), world_size())
