@@ -133,7 +133,9 @@ def activations(config: ModelConfig, micro_batch_size: int, precision: torch.dty
     head = 4 * mask + norm + size * C + 4 * V  # of the embeddings; the last norm; log p
     total: float = micro_batch_size * T * (config.n_layer * layer + head)
     scores = config.n_head * T * (T + 1)
-    if device == "cuda":  # the bias that holds the sinks, for each layer; its gradient, for each row, in one
+    if (
+        device == "cuda" and size == 4
+    ):  # no flash kernel: the bias that holds the sinks, for each layer; its gradient, for each row, in one
         total += size * scores * (config.n_layer + micro_batch_size)
     elif device == "mps":  # no flash kernel: probabilities
         total += size * scores * micro_batch_size * config.n_layer

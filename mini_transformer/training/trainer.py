@@ -9,7 +9,7 @@ import math
 import statistics
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,16 +23,15 @@ from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.runtime import log, rank, world_size
-from mini_transformer.training.acceleration import accelerate
 from mini_transformer.training.averaging import averaged_weights
 from mini_transformer.training.checkpoint import Progress, State, save_tensors
 from mini_transformer.training.distributed import any_rank, from_rank_zero, launcher_is_gone, sum_over_ranks
 from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.metrics import MetricsLogger
+from mini_transformer.training.micro_batches import fitting_rows, prepare
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
 from mini_transformer.training.parallel import clip_gradients, gather, parallelise, snapshot
 from mini_transformer.training.passes import Passes
-from mini_transformer.training.plan import memory
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
@@ -41,8 +40,6 @@ from mini_transformer.training.validation import is_quick, validate
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
 SAMPLE_TOKENS, FINAL_TOKENS = 160, 600  # written on the way, and at the end (the length of a fable)
 PATIENCE = 5  # evaluations without improvement after which overfitting is reported
-CPU_TOKENS = 4096  # of a micro-batch: what the caches of a CPU like
-GPU_SHARE = 0.8  # of a GPU's free memory, which the formulas may fill
 
 
 class Stopped(Exception):
@@ -68,53 +65,19 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.block_size, self.batch_size = model.config.block_size, config.optim.batch_size
         self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
-        self.kind, self.parallel = parallel, parallelise(model, parallel)
+        self.parallel = parallelise(model, parallel)
         self.passes = Passes(model, self.parallel, precision, loss)
-        self._cut(config.run.micro_batch_size or self._fitting_rows())
+        rows = config.run.micro_batch_size or fitting_rows(self.passes, self.batch_size, parallel)
         if self.parallel is not self.model:
             self._warm_up()
-        while True:
-            try:
-                self._accelerate()
-                break
-            except torch.OutOfMemoryError:
-                if config.run.micro_batch_size or self.micro_batch_size == 1 or world_size() > 1:
-                    raise
-            self.passes.forget()
-            self._cut(math.ceil(self.micro_batch_size / 2))
+        self.micro_batches = prepare(self.passes, config, len(self.rows), rows)
+        self.micro_batch_size = max(part.stop - part.start for part in self.micro_batches)
+        self.validation_batch_size = rows
         self.optimizer = make_optimizer(model, config.optim)
         self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
         self.best_on_disk = True
-
-    def _fitting_rows(self) -> int:
-        """How many rows are computed at once if it is not set: what a CPU's caches like, or what a GPU has room for."""
-        if self.device.type == "cpu":
-            tokens = max(CPU_TOKENS, CPU_TOKENS * self.passes.threads // 2)
-            return max(1, tokens // self.block_size)
-        rows = self.batch_size
-        if self.device.type == "cuda":
-            free = GPU_SHARE * torch.cuda.mem_get_info(self.device)[0]
-            while (
-                rows > 1
-                and memory(self.model.config, rows, 2, world_size(), self.kind, self.precision, "cuda").total > free
-            ):
-                rows = math.ceil(rows / 2)
-        return rows
-
-    def _cut(self, rows: int) -> None:
-        """Cut this rank's part of each batch into micro-batches of about so many rows."""
-        self.micro_batch_size = min(len(self.rows), rows)
-        # as many on each rank, for FSDP: where there is one row more, it goes along
-        count, size = math.ceil(self.batch_size // world_size() / self.micro_batch_size), len(self.rows)
-        self.micro_batches = [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
-        self.validation_batch_size = rows
-
-    def _accelerate(self) -> None:
-        steps = sum(phase.iters for phase in self.config.phases) * len(self.micro_batches)
-        rows = [part.stop - part.start for part in self.micro_batches]
-        accelerate(self.passes, rows, self.block_size, self.config.run.compile, steps)
 
     @property
     def phase(self) -> Phase:
@@ -204,17 +167,19 @@ class Trainer:
             self.check_stop()
             last = part is self.micro_batches[-1]
             total += self.passes.backward(seed, self.rows[part], inputs_bt[part], targets_bt[part], count, last)
-        self.check_stop(together=True)
-        loss = sum_over_ranks(total)
-        norm = clip_gradients(self.model, optim.grad_clip)
-        if any_rank(not (math.isfinite(loss.item()) and math.isfinite(norm.item()))):
-            what = f"the loss is {loss.item()}, the gradient norm {norm.item()}; the weights were not changed"
+        # one exchange for all that the ranks must agree on; gradients, and so their norm, are equal on all of them
+        loss, stopping = sum_over_ranks(torch.stack([total, total.new_tensor(self._is_stopping())])).tolist()
+        if stopping:
+            self._raise_stopped()
+        norm = clip_gradients(self.model, optim.grad_clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = f"the loss is {loss}, the gradient norm {norm}; the weights were not changed"
             raise UserError(f"iteration {i} of phase {phase.name}: {what}. Try a lower `lr`, or `precision` float32")
         rate = learning_rate(i, phase.iters, phase.lr, optim.warmup_iters)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        values: dict[str, Any] = {"train_loss": loss.item(), "learning_rate": rate, "gradient_norm": norm.item()}
+        values: dict[str, Any] = {"train_loss": loss, "learning_rate": rate, "gradient_norm": norm}
         if load := update_router_bias(self.model, optim.balance_rate):
             values |= {"max_expert_load": max(map(max, load)), "expert_load": load}
         return values
@@ -241,8 +206,14 @@ class Trainer:
 
     def check_stop(self, together: bool = False) -> None:
         """Raises `Stopped` if asked to, or left alone by the launcher: on all ranks, which must look `together`."""
-        if (together or world_size() == 1) and any_rank(self.stop.is_set() or launcher_is_gone()):
-            raise Stopped(*[] if self.progress.phase or self.progress.iteration else ["before the first step"])
+        if (together or world_size() == 1) and any_rank(self._is_stopping()):
+            self._raise_stopped()
+
+    def _is_stopping(self) -> bool:
+        return self.stop.is_set() or launcher_is_gone()
+
+    def _raise_stopped(self) -> NoReturn:
+        raise Stopped(*[] if self.progress.phase or self.progress.iteration else ["before the first step"])
 
     def _evaluate(self) -> None:
         """Measure the validation text; keep the weights if they are the best so far."""
