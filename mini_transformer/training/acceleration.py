@@ -13,9 +13,11 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from mini_transformer.model.decoder import plain_block, plain_head
 from mini_transformer.runtime import log
+from mini_transformer.training.distributed import any_rank, from_rank_zero
 from mini_transformer.training.passes import Passes
 
 LOSS, GRADIENTS = 0.01, 0.05  # how far a fast pass may be from the plain one, relative; bfloat16 is that coarse
@@ -33,12 +35,16 @@ def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: st
         if compile == "on":
             log("Not compiled: only a GPU gains by it; on a CPU the passes of a block are fused by hand")
         return
+    if isinstance(passes.model, FSDPModule):  # whose layers are whole for a moment only
+        if compile == "on":
+            log("Not compiled: not under FSDP")
+        return
     vocabulary = passes.model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     ids_bt = torch.randint(vocabulary, (max(rows), block_size), generator=generator).to(passes.device)
     plain, seconds = measure(passes, ids_bt)
-    wanted = compile == "on" or (compile == "auto" and seconds * steps > WORTH_COMPILING and not missing_compiler())
-    if wanted:
+    pays = seconds * steps > WORTH_COMPILING and not missing_compiler()
+    if from_rank_zero(compile == "on" or (compile == "auto" and pays)):
         started = time.monotonic()
         passes.model.run_block = torch.compile(plain_block, dynamic=False)
         passes.model.run_head = torch.compile(plain_head, dynamic=False)
@@ -64,12 +70,13 @@ def missing_compiler() -> str | None:
 
 
 def measure(passes: Passes, ids_bt: Tensor) -> tuple[Found, float]:
-    """Loss and gradients of a batch, and the seconds that a pass takes."""
+    """Loss and gradients of a batch on this rank alone, and the seconds that a pass takes."""
+    alone = passes.parallel is passes.model
     for _ in range(2):  # the first one warms up
         passes.zero_grad()
         torch.cuda.synchronize(passes.device)
         started = time.monotonic()
-        loss = passes.backward((0,), range(len(ids_bt)), ids_bt, ids_bt, ids_bt.numel(), True).item()
+        loss = passes.backward((0,), range(len(ids_bt)), ids_bt, ids_bt, ids_bt.numel(), alone).item()
         seconds = time.monotonic() - started
     gradients = [p.grad.detach().clone() for p in passes.parameters if p.grad is not None]
     return (loss, gradients), seconds
@@ -83,17 +90,20 @@ def graphed(passes: Passes, ids_bt: Tensor, rows: Sequence[int]) -> Found:
 
 
 def proved(what: str, fast: Callable[[], Found], plain: Found) -> bool:
-    """Whether a fast way finds what the plain one did; says so if not."""
+    """Whether a fast way finds what the plain one did, on all ranks; says so if not."""
+    reason = "another process cannot"
     try:
         loss, gradients = fast()
         errors = [a - b for a, b in zip(gradients, plain[1], strict=True)]
         far = (torch.nn.utils.get_total_norm(errors) / torch.nn.utils.get_total_norm(plain[1])).item()
-        if abs(loss - plain[0]) <= LOSS * abs(plain[0]) and far <= GRADIENTS:
-            return True
-        reason = f"loss {loss:.4f} instead of {plain[0]:.4f}, gradients {far:.3f} apart"
+        good = abs(loss - plain[0]) <= LOSS * abs(plain[0]) and far <= GRADIENTS
+        if not good:
+            reason = f"loss {loss:.4f} instead of {plain[0]:.4f}, gradients {far:.3f} apart"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of compilers and drivers that we have not seen; all works without
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        good, reason = False, f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    if not any_rank(not good):
+        return True
     log(f"Not {what}, the run goes on without ({reason})")
     return False
