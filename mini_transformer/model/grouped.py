@@ -9,17 +9,18 @@ from torch import Tensor
 
 from mini_transformer.model.swiglu import clamped_swiglu
 
+PROVED = False  # whether `training.proofs` has seen the products of this process's GPU
 MANY = 32  # experts of which a few tokens do not choose the most
 FEW = 64  # tokens of which all experts may as well be computed: the weights are read anyway
 
 
 def suits(x_nc: Tensor, *sizes: int) -> torch.dtype | None:
     """The type in which `chosen_experts` computes; `None` where PyTorch has no grouped product of these sizes."""
-    if x_nc.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+    if not PROVED or x_nc.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
         return None
     dtype = torch.get_autocast_dtype("cuda")
     whole = all(size % 8 == 0 for size in sizes)  # rows of whole 16 bytes
-    return dtype if dtype is torch.bfloat16 and whole and hasattr(torch, "_grouped_mm") else None
+    return dtype if dtype is torch.bfloat16 and whole else None
 
 
 def chosen_experts(
@@ -55,11 +56,9 @@ class AddBias(torch.autograd.Function):
 
 def suits_all(x_nc: Tensor, experts: int, experts_per_token: int) -> bool:
     """Whether `all_experts` is the way: few tokens, or little to save where there is no grouped product."""
-    if x_nc.device.type != "cuda":
+    if x_nc.device.type != "cuda" or experts > MANY:
         return False
-    if experts > MANY:
-        return False
-    return len(x_nc) <= FEW or (not torch.is_autocast_enabled("cuda") and experts <= 2 * experts_per_token)
+    return len(x_nc) <= FEW or (experts <= 2 * experts_per_token and not (PROVED and torch.is_autocast_enabled("cuda")))
 
 
 def all_experts(

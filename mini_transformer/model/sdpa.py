@@ -116,7 +116,7 @@ def sdpa_with_sinks(
     if T == 1:
         return sdpa_reference(q_bhtd, k_bgsd, v_bgsd, sinks_h, window, positions_bt)[0]
     square = T == S and positions_bt is None
-    if q_bhtd.device.type == "cuda" and square and sdpa_cuda.suits(q_bhtd, k_bgsd):
+    if q_bhtd.device.type == "cuda" and square and sdpa_cuda.suits(q_bhtd):
         return sdpa_cuda.FlashWithSinks.apply(q_bhtd, k_bgsd, v_bgsd, sinks_h, window)
     k, v = (x.repeat_interleave(H // G, dim=1) if G < H else x for x in (k_bgsd, v_bgsd))
     if q_bhtd.device.type != "cpu":

@@ -1,7 +1,7 @@
 """Attention with sinks through PyTorch's CUDA flash kernels (Dao 2023, arXiv 2307.08691), forward and backward.
 
-What `sdpa.flash_forward` and `flash_backward` are for a CPU: the same correction by the log-sum-exp, in bfloat16 or
-float16, with a window that the kernel knows itself, so that no bias is ever written. Axes as in `sdpa`.
+What `sdpa.flash_forward` and `flash_backward` are for a CPU: the same correction by the log-sum-exp, in bfloat16,
+with a window that the kernel knows itself, so that no bias is ever written. Axes as in `sdpa`.
 """
 
 import torch
@@ -9,15 +9,13 @@ from torch import Tensor
 
 FORWARD, BACKWARD = torch.ops.aten._flash_attention_forward, torch.ops.aten._flash_attention_backward
 
+PROVED = False  # whether `training.proofs` has seen the kernels of this process's GPU
 
-def suits(q_bhtd: Tensor, k_bgsd: Tensor) -> bool:
-    """Whether the kernels take these queries and keys, if all keys are those of the queries' own tokens."""
+
+def suits(q_bhtd: Tensor) -> bool:
+    """Whether the kernels take these queries, if all keys are those of the queries' own tokens."""
     D = q_bhtd.shape[-1]
-    return q_bhtd.dtype in (torch.bfloat16, torch.float16) and D % 8 == 0 and D <= 256 and _ampere(q_bhtd.device)
-
-
-def _ampere(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] >= 8
+    return PROVED and q_bhtd.dtype is torch.bfloat16 and D % 8 == 0 and D <= 256
 
 
 class FlashWithSinks(torch.autograd.Function):

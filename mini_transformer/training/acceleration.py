@@ -19,6 +19,7 @@ from mini_transformer.model.decoder import plain_block, plain_head
 from mini_transformer.runtime import log
 from mini_transformer.training.distributed import any_rank, from_rank_zero
 from mini_transformer.training.passes import Passes
+from mini_transformer.training.proofs import prove_kernels
 
 LOSS, GRADIENTS = 0.01, 0.05  # how far a fast pass may be from the plain one, relative; bfloat16 is that coarse
 WORTH_COMPILING = 180.0  # seconds of plain steps that win back the minute which compiling may take
@@ -35,6 +36,8 @@ def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: st
         if compile == "on":
             log("Not compiled: only a GPU gains by it; on a CPU the passes of a block are fused by hand")
         return
+    if passes.precision is torch.bfloat16:
+        prove_kernels(passes.device)
     if isinstance(passes.model, FSDPModule):  # whose layers are whole for a moment only
         if compile == "on":
             log("Not compiled: not under FSDP")

@@ -86,13 +86,29 @@ def test_the_steps_of_the_large_recipe(tmp_path: Path) -> None:
     publish(tmp_path / "hub" / "datasets" / "someone" / "french", [TEXTS[i % len(TEXTS)] * 3 for i in range(400)])
     small = "--vocab-size 400 --n-layer 1 --n-embd 32 --n-head 2 --block-size 32 --batch-size 4 --max-iters-pretrain 6"
     small += " --max-iters-finetune 4 --eval-interval 2 --eval-iters 2 --in-memory 0"
-    words = ["--recipe", "french-large", "--pretrain-data", "hf:someone/french", "--finetune-data", FABLES, *small.split()]
+    words = [
+        "--recipe",
+        "french-large",
+        "--pretrain-data",
+        "hf:someone/french",
+        "--finetune-data",
+        FABLES,
+        *small.split(),
+    ]
     with serve_hub(tmp_path / "hub") as hub:
         code, out, err = prepare(hub.url, tmp_path, *words)
         assert (code, err) == (0, "")
         assert "Ready: train with the same flags starts at once" in out
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "train.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        ROOT / "train.py",
+    ]
     command += ["--cache-dir", tmp_path / "cache", "--device", "cpu", "--out-dir", tmp_path / "out", *words]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
