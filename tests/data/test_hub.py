@@ -82,7 +82,7 @@ def test_a_tokenizer_by_name_is_downloaded_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_steps_of_the_large_recipe(tmp_path: Path) -> None:
-    """docs/french-large.md, small: prepared ahead, trained by two processes without the Hub, fine-tuned, and written."""
+    """docs/french-large.md, small: prepared ahead, trained by two processes without the Hub, and written with."""
     publish(tmp_path / "hub" / "datasets" / "someone" / "french", [TEXTS[i % len(TEXTS)] * 3 for i in range(400)])
     small = "--vocab-size 400 --n-layer 1 --n-embd 32 --n-head 2 --block-size 32 --batch-size 4 --max-iters-pretrain 6"
     small += " --max-iters-finetune 4 --eval-interval 2 --eval-iters 2 --in-memory 0"
@@ -99,7 +99,7 @@ def test_the_steps_of_the_large_recipe(tmp_path: Path) -> None:
         code, out, err = prepare(hub.url, tmp_path, *words)
         assert (code, err) == (0, "")
         assert "Ready: train with the same flags starts at once" in out
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,
         "-m",
