@@ -3,11 +3,12 @@
 Each merge that could be made next is left out with a probability, each time anew, and the first of the others is made,
 until there is none (Provilkov et al. 2020, arXiv 1910.13267). The `tokenizers` library has it without a seed, so that a
 run could not be repeated, and gives merges that it left out a second chance, so that its 0.1 is the paper's 0.07. Here
-a few segmentations of each distinct word are drawn with a seed, and its occurrences take one of them each.
+some segmentations of each distinct word are drawn with a seed, and its occurrences take one of them each.
 """
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from mini_transformer.text.char import Tokens
 from mini_transformer.text.tokenizer import Tokenizer
 
-SEGMENTATIONS = 8  # that are drawn of each word
+SEGMENTATIONS = 64  # that are drawn of a word at most; of a rare one as many as it occurs
 
 Ranks = Mapping[tuple[str, str], int]
 
@@ -44,18 +45,22 @@ def noisy_copies(tokenizer: Tokenizer, texts: Sequence[str], dropout: float, cop
     ranks, ids = {merge: rank for rank, merge in enumerate(merges)}, model["vocab"]
     split = tokenizer.backend.pre_tokenizer.pre_tokenize_str
     words_of_texts = [[word for word, _ in split(text)] for text in texts]
-    numbers = {word: i for i, word in enumerate(dict.fromkeys(word for words in words_of_texts for word in words))}
+    occurrences = Counter(word for words in words_of_texts for word in words)
+    several = np.array([min(copies * times, SEGMENTATIONS) for times in occurrences.values()], dtype=np.int64)
     draw = random.Random(seed).random
-    drawn = [segment(word, ranks, dropout, draw) for word in numbers for _ in range(SEGMENTATIONS)]
+    drawn = [
+        segment(word, ranks, dropout, draw) for word, n in zip(occurrences, several, strict=True) for _ in range(n)
+    ]
     lengths = np.array([len(pieces) for pieces in drawn], dtype=np.int64)
-    starts = np.cumsum(lengths) - lengths
+    starts, first = np.cumsum(lengths) - lengths, np.cumsum(several) - several
     tokens: Tokens = np.array([ids[piece] for pieces in drawn for piece in pieces], dtype=tokenizer.dtype)
+    numbers = {word: i for i, word in enumerate(occurrences)}
     generator = np.random.default_rng(seed)
     found = list[Tokens]()
     for _ in range(copies):
         for words in words_of_texts:
-            chosen = np.array([numbers[word] for word in words], dtype=np.int64) * SEGMENTATIONS
-            chosen += generator.integers(SEGMENTATIONS, size=len(words))
+            at = np.array([numbers[word] for word in words], dtype=np.int64)
+            chosen = first[at] + generator.integers(several[at])
             # of each word the tokens from its start on: the position among all, less where the word begins among all
             ends = np.cumsum(lengths[chosen])
             shift = np.repeat(starts[chosen] - ends + lengths[chosen], lengths[chosen])
