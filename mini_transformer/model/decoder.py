@@ -130,14 +130,17 @@ class Decoder(nn.Module):
         x_btc = self.dropout(self.embed_tokens(ids_bt))
         # whoever studies the model by hooks wants its logits
         fast = (self.training or targets_bt is not None) and cache is None and fused.suits(x_btc)
+        # only batches of training have few shapes, each of which would be compiled anew
+        run_block, run_head = (self.run_block, self.run_head) if self.training else (plain_block, plain_head)
         for block in self.layers:
-            x_btc = block(x_btc, rotary, cache, fast) if cache or fast else self.run_block(block, x_btc, rotary)
+            plain = cache is None and not fast
+            x_btc = run_block(block, x_btc, rotary) if plain else block(x_btc, rotary, cache, fast)
         if targets_bt is None:
             return self.lm_head(self.norm(x_btc[:, -logits_to_keep:]))
         if fast:
             head = (self.norm.eps, self.norm.weight, self.lm_head.weight)
             return fused.HeadLoss.apply(x_btc, targets_bt, *head)
-        return self.run_head(self.norm, self.lm_head, x_btc, targets_bt)
+        return run_head(self.norm, self.lm_head, x_btc, targets_bt)
 
     def parameter_counts(self) -> tuple[int, int]:
         """Total parameters, and those active for each token (the chosen experts only)."""
