@@ -135,15 +135,15 @@ ONE_RANK = """
 import sys, torch
 from mini_transformer.commands import train
 from mini_transformer.runtime import rank
-from mini_transformer.training import trainer
-plain, calls = trainer.cross_entropy_sum, [0]
+from mini_transformer.training import run
+plain, calls = run.cross_entropy_sum, [0]
 def broken(model, inputs, targets):
     loss, count = plain(model, inputs, targets)
     calls[0] += 1
     return (loss * float("nan") if rank() == 1 and model.training and calls[0] > 40 else loss), count
-trainer.Trainer.__init__.__defaults__ = (*trainer.Trainer.__init__.__defaults__[:-1], broken)
-from mini_transformer.cli import run
-sys.exit(run("train", sys.argv[1:]))
+run.cross_entropy_sum = broken
+from mini_transformer import cli
+sys.exit(cli.run("train", sys.argv[1:]))
 """
 
 
