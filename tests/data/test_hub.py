@@ -83,7 +83,9 @@ def test_a_tokenizer_by_name_is_downloaded_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_steps_of_the_large_recipe(tmp_path: Path) -> None:
     """docs/french-large.md, small: prepared ahead, trained by two processes without the Hub, and written with."""
-    publish(tmp_path / "hub" / "datasets" / "someone" / "french", [TEXTS[i % len(TEXTS)] * 3 for i in range(400)])
+    first, second, fables = TEXTS[::2], TEXTS[1::2], tmp_path / "fables.txt"
+    publish(tmp_path / "hub" / "datasets" / "someone" / "french", [first[i % len(first)] * 3 for i in range(400)])
+    fables.write_text("\n\n\n".join(second), encoding="utf-8")
     small = "--vocab-size 400 --n-layer 1 --n-embd 32 --n-head 2 --block-size 32 --batch-size 4 --max-iters-pretrain 6"
     small += " --max-iters-finetune 4 --eval-interval 2 --eval-iters 2 --in-memory 0"
     words = [
