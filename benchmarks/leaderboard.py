@@ -170,7 +170,8 @@ def draw(results: dict[str, dict[str, Any]], out: Path) -> None:
             axes.plot(minutes, result["bits"], "s", label=f"{name}: {result['bits']:.3f}")
         else:
             axes.axhline(result["bits"], ls=":", lw=1, color="grey")
-            axes.annotate(f" {name}", (0, result["bits"]), fontsize=8, color="grey", va="bottom")
+            where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            axes.text(0.99, result["bits"], name, fontsize=8, color="grey", **where)
     axes.set(xlabel="minutes", ylabel="bits per character", title="Lines: validation text. Marks: held-out text")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
