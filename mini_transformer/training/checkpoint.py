@@ -33,6 +33,7 @@ from mini_transformer.files import disk_error, remove, replacing
 from mini_transformer.runtime import log, rank
 from mini_transformer.training import sharded
 from mini_transformer.training.distributed import any_rank, from_rank_zero
+from mini_transformer.training.graphs import gradients_aside
 from mini_transformer.training.parallel import snapshot
 
 SHARE = 0.05  # of the time, that saving may take
@@ -93,16 +94,6 @@ class State:
         else:
             self.optimizer.state.clear()
         self.progress = progress
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Set the gradients aside, and put them back: a CUDA graph adds to these very tensors."""
-    held = [(parameter, parameter.grad) for parameter in model.parameters()]
-    model.zero_grad()
-    yield
-    for parameter, gradient in held:
-        parameter.grad = gradient
 
 
 class Checkpoints:
@@ -166,7 +157,7 @@ class Checkpoints:
         `iters`: the iterations of each phase. Raises `UserError` if all are damaged, or if some rank does not see what
         rank 0 sees.
         """
-        with _without_gradients(state.model):  # torch prepares the state of an optimizer only then
+        with gradients_aside(state.model):  # torch prepares the state of an optimizer only then
             return self._load_newest(state, iters)
 
     def _load_newest(self, state: State, iters: Sequence[int]) -> bool:

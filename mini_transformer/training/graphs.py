@@ -1,10 +1,11 @@
 """A forward and backward pass as a CUDA graph: one launch instead of thousands, which small models wait for."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WARM_UPS = 3  # runs before the capture, as torch.cuda.graphs asks for
 
@@ -34,3 +35,13 @@ class GraphedPass:
         self.scale.fill_(scale)
         self.graph.replay()
         return self.loss.clone()
+
+
+@contextmanager
+def gradients_aside(model: nn.Module) -> Iterator[None]:
+    """A model without gradients for the time of the body: a graph goes on adding to those that are put back."""
+    held = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad()
+    yield
+    for parameter, gradient in held:
+        parameter.grad = gradient
