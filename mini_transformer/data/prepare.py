@@ -210,6 +210,10 @@ def _phase_data(
     """The batches of one phase, with a part of each from the corpora that are replayed."""
     replay = config.text.replay if replayed else 0.0
     dropout, seed = config.text.bpe_dropout, config.run.seed
+    if dropout and tokenizer.is_character_level:
+        if config.text.tokenizer != "bpe":  # which learns nothing but characters from a word or two
+            raise UserError("`bpe_dropout`: the tokenizer has characters only, which cannot be cut")
+        dropout = 0.0
     streams, noisy, weights = [], list[TrainingStream](), []
     # replayed text comes in another order than the one in which the phase before it saw it
     for corpora, share, more_seeds in ((group, 1 - replay, ()), (replayed, replay, (1,))):
@@ -219,7 +223,7 @@ def _phase_data(
             if dropout and documents.characters <= NOISY_CHARACTERS:
                 documents = _noisy(documents, tokenizer, dropout, seed)
             elif dropout:
-                log(f"{_names(phase)}: too much text for `bpe_dropout`, read as it is")
+                log(f"{_names(phase)}: too much text for --bpe-dropout, read as it is")
             noisy.append(TrainingStream(documents, tokenizer.eot_id, seed, *more_seeds))
             weights.append(weight / sum(other for other, _ in corpora) * share)
     splits = [found[corpus].train for _, corpus in group]
@@ -234,9 +238,7 @@ def _phase_data(
 
 
 def _noisy(documents: TokenDocuments, tokenizer: Tokenizer, dropout: float, seed: int) -> TokenDocuments:
-    """Several copies of documents in other pieces. Raises `UserError` if the tokenizer has no words to cut."""
-    if tokenizer.is_character_level:
-        raise UserError("`bpe_dropout`: the tokenizer has characters only, which cannot be cut")
+    """Several copies of documents in other pieces. Raises `UserError` if they do not come back from them."""
     texts = [tokenizer.decode(document.tolist()) for document in documents]
     copies = noisy_copies(tokenizer, texts, dropout, NOISY_COPIES, seed)
     if any(tokenizer.decode(copy.tolist()) != text for copy, text in zip(copies, texts, strict=False)):

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,3 +64,12 @@ def test_each_merge_is_left_out_as_often_as_asked() -> None:
     draw = random.Random(1).random
     whole = sum(len(segment("".join(next(iter(RANKS))), RANKS, 0.3, draw)) == 1 for _ in range(4000))
     assert whole / 4000 == pytest.approx(0.7, abs=0.03)
+
+
+def test_texts_that_cannot_be_cut(tmp_path: Path, trained: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    flags = ["--data", tmp_path / "a.txt", "--bpe-dropout", "0.1", "--out-dir", tmp_path / "out"]
+    code, _, err = call("train", *flags, "--tokenizer", "bpe")
+    assert (code, err.split(": ", 2)[2].startswith("too little text")) == (2, True), err
+    code, _, err = call("train", *flags, "--tokenizer", trained)
+    assert (code, err) == (2, "train: --bpe-dropout: the tokenizer has characters only, which cannot be cut\n")
