@@ -5,19 +5,18 @@
     python benchmarks/train_speed.py --device cuda [--nanogpt CHECKOUT] [--shapes 4x192,24x512]
 
 All ways have as many active parameters, the same vocabulary, batch and optimizer (AdamW, fused; gradients clipped), no
-dropout, float32, and take turns in one process. Ours goes through the passes of the trainer. `transformers` comes with
-the dev extra; nanoGPT is a checkout of github.com/karpathy/nanoGPT, of which model.py is imported. With --memory each
-way makes two steps of a batch of 64 in a process of its own, whose largest resident size is shown.
+dropout, and take turns in one process: in float32 and, where the CPU has such products, in bfloat16, which ours takes
+by itself and the others by autocast (nanoGPT's own script stays with float32 on a CPU). Ours goes through the passes
+of the trainer. `transformers` comes with the dev extra; nanoGPT is a checkout of github.com/karpathy/nanoGPT, of which
+model.py is imported. With --memory each way makes two steps of a batch of 64 in a process of its own, whose largest
+resident size is shown.
 
 With --device cuda all compute in bfloat16 (autocast), and the peak of PyTorch's allocations is shown beside the speed;
 ours and nanoGPT are shown as they are and compiled by torch.compile, ours also recorded as a CUDA graph.
 """
 
 import argparse
-import contextlib
 import gc
-import importlib.util
-import io
 import json
 import os
 import platform
@@ -31,65 +30,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from peers import BLOCK, SHAPES, VOCABULARY, Loss, gpt_oss, nanogpt, ours
+from torch import nn
 
-from mini_transformer.config import ModelConfig, OptimConfig
+from mini_transformer.config import OptimConfig
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.pretrained import config_to_json
+from mini_transformer.runtime import pick_precision
 from mini_transformer.training.acceleration import accelerate
 from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
 from mini_transformer.training.passes import Passes
 from mini_transformer.training.plan import flops_per_token
 
-BLOCK, VOCABULARY = 256, 128
-SHAPES = {"4x128": (4, 128, 4, 16), "4x192": (4, 192, 6, 16), "24x512": (24, 512, 8, 4)}  # layers, width, heads, batch
 GPU_BATCH = 64
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def ours(shape: str, experts: int) -> tuple[nn.Module, Loss]:
-    """Our model and its loss."""
-    layers, width, heads, _ = SHAPES[shape]
-    config = ModelConfig(BLOCK, layers, width, heads, n_experts=experts, dropout=0.0).resolve(VOCABULARY)
-    model = Decoder(config)
-    return model, lambda x, y: cross_entropy_sum(model, x, y)[0] / y.numel()
-
-
-def gpt_oss(shape: str, experts: str) -> tuple[nn.Module, Loss]:
-    """The same model by `transformers`, with random weights."""
-    from transformers import GptOssConfig, GptOssForCausalLM
-
-    layers, width, heads, _ = SHAPES[shape]
-    config = ModelConfig(BLOCK, layers, width, heads, dropout=0.0).resolve(VOCABULARY)
-    values = {k: v for k, v in config_to_json(config, 0, {}).items() if k not in ("architectures", "model_type")}
-    theirs = GptOssConfig(**values, attn_implementation="eager", experts_implementation=experts)
-    model = GptOssForCausalLM(theirs)
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(model(x, use_cache=False).logits.flatten(0, 1), y.flatten())
-
-    return model, loss
-
-
-def nanogpt(shape: str, checkout: Path) -> tuple[nn.Module, Loss]:
-    """nanoGPT's model, without biases, as its training configuration has it."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module
-    spec.loader.exec_module(module)
-    layers, width, heads, _ = SHAPES[shape]
-    config = module.GPTConfig(BLOCK, VOCABULARY, layers, heads, width, dropout=0.0, bias=False)
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = module.GPT(config)
-    return model, lambda x, y: model(x, y)[1]
-
-
-def ways(given: argparse.Namespace) -> dict[str, Callable[[str], tuple[nn.Module, Loss]]]:
-    """All that take part, by name."""
+def ways(given: argparse.Namespace) -> dict[str, tuple[Callable[[str], tuple[nn.Module, Loss]], torch.dtype]]:
+    """All that take part, by name, and the type of their products."""
     found: dict[str, Callable[[str], tuple[nn.Module, Loss]]] = {
         "ours, 4 experts, 2 per token": lambda shape: ours(shape, 4),
         "ours, dense": lambda shape: ours(shape, 1),
@@ -99,7 +56,8 @@ def ways(given: argparse.Namespace) -> dict[str, Callable[[str], tuple[nn.Module
         found["transformers GptOss, grouped_mm experts"] = lambda shape: gpt_oss(shape, "grouped_mm")
     if given.nanogpt:
         found["nanoGPT"] = lambda shape: nanogpt(shape, given.nanogpt)
-    return found
+    types = dict.fromkeys((pick_precision("auto", torch.device("cpu")), torch.float32))
+    return {f"{name}, {str(t).removeprefix('torch.')}": (make, t) for name, make in found.items() for t in types}
 
 
 def ways_on_a_gpu(given: argparse.Namespace, shape: str) -> dict[str, Callable[[], Callable[[], None]]]:
@@ -189,7 +147,7 @@ def compare_on_a_gpu(given: argparse.Namespace, shape: str) -> dict[str, list[fl
     return speeds
 
 
-def make_step(shape: str, model: nn.Module, loss: Loss, batch: int) -> Callable[[], None]:
+def make_step(model: nn.Module, loss: Loss, precision: torch.dtype, batch: int) -> Callable[[], None]:
     """One step of the optimizer on random tokens."""
     optim = OptimConfig()
     if isinstance(model, Decoder):
@@ -200,14 +158,16 @@ def make_step(shape: str, model: nn.Module, loss: Loss, batch: int) -> Callable[
         group["lr"] = 1e-4
     x, y = torch.randint(VOCABULARY, (2, batch, BLOCK))
     model.train()
-    passes = Passes(model, model, torch.float32, cross_entropy_sum) if isinstance(model, Decoder) else None
+    passes = Passes(model, model, precision, cross_entropy_sum) if isinstance(model, Decoder) else None
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         if passes:
             passes.backward((0,), range(batch), x, y, y.numel(), True)
         else:
-            loss(x, y).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+                value = loss(x, y)
+            value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
         optimizer.step()
         if isinstance(model, Decoder):
@@ -216,9 +176,9 @@ def make_step(shape: str, model: nn.Module, loss: Loss, batch: int) -> Callable[
     return step
 
 
-def product_speed(width: int) -> float:
-    """Floating-point operations per second of a product of this width, float32, all threads."""
-    a, b = torch.randn(4096, width), torch.randn(width, 3 * width)
+def product_speed(width: int, precision: torch.dtype) -> float:
+    """Floating-point operations per second of a product of this width, all threads."""
+    a, b = torch.randn(4096, width).to(precision), torch.randn(width, 3 * width).to(precision)
     out = a @ b
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < 1:
@@ -231,8 +191,7 @@ def compare(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
     """Tokens/s of each way, in turns; prints the table of a shape."""
     layers, width, _, batch = SHAPES[shape]
     torch.manual_seed(0)
-    made = {name: make(shape) for name, make in ways(given).items()}
-    steps = {name: make_step(shape, *parts, batch) for name, parts in made.items()}
+    steps = {name: make_step(*make(shape), precision, batch) for name, (make, precision) in ways(given).items()}
     per_turn = max(1, 5 * 128 * 4 // (width * layers))
     speeds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(given.repeats + 1):  # the first one warms up
@@ -242,15 +201,18 @@ def compare(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
                 step()
             if turn:
                 speeds[name].append(per_turn * batch * BLOCK / (time.perf_counter() - started))
-    config = made["ours, 4 experts, 2 per token"][0].config
-    limit = product_speed(width) / flops_per_token(config)
-    base = statistics.median(speeds.get("nanoGPT") or speeds["ours, 4 experts, 2 per token"])
+    base = statistics.median(speeds.get("nanoGPT, float32") or speeds["ours, 4 experts, 2 per token, float32"])
     print(f"| {shape}, batch {batch} | tokens/s, median (range) | times {'nanoGPT' if given.nanogpt else 'ours'} |")
     print("|---|---|---|")
     for name, values in speeds.items():
         middle = statistics.median(values)
         print(f"| {name} | {middle:,.0f} ({min(values):,.0f} to {max(values):,.0f}) | {middle / base:.2f} |")
-    print(f"| what the products of ours alone would allow | {limit:,.0f} | {limit / base:.2f} |\n", flush=True)
+    model = ours(shape, 4)[0]
+    assert isinstance(model, Decoder)
+    for precision in dict.fromkeys(t for _, t in ways(given).values()):
+        limit = product_speed(width, precision) / flops_per_token(model.config)
+        print(f"| what the products of ours alone would allow, {precision} | {limit:,.0f} | {limit / base:.2f} |")
+    print(flush=True)
     return speeds
 
 
@@ -270,8 +232,8 @@ def peak_memory(given: argparse.Namespace, shape: str) -> dict[str, float]:
 
 def one_peak(given: argparse.Namespace, shape: str) -> None:
     """In the process of its own: print the peak in GB, less what the process has before."""
-    model, loss = ways(given)[given.one](shape)
-    step = make_step(shape, model, loss, 64)
+    make, precision = ways(given)[given.one]
+    step = make_step(*make(shape), precision, 64)
     for _ in range(2):
         step()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)

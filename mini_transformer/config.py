@@ -140,7 +140,7 @@ class RunConfig:
     keep: int = option(2, "number of newest checkpoints to keep while a run lasts", ge=1, free=True)
     keep_checkpoints: bool = option(False, "keep the checkpoints of a finished run", free=True)
     micro_batch_size: int = option(0, "number of blocks computed at once, to fit memory (0: chosen)", ge=0)
-    precision: str = option("auto", "auto: bfloat16 on GPUs that have it", choices=("auto", "float32", "bfloat16"))
+    precision: str = option("auto", "auto: bfloat16 where GPU or CPU have it", choices=("auto", "float32", "bfloat16"))
     compile: str = option("auto", "compile blocks on a GPU; auto: if it pays", choices=("auto", "on", "off"), free=True)
     device: str = option("auto", "auto: CUDA, MPS, then CPU", choices=("auto", "cpu", "cuda", "mps"), local=True)
     gpus: str | None = option(None, "ids of the GPUs to use: 0, 0,1 or all", metavar="ID", local=True)

@@ -112,11 +112,16 @@ def describe_device(device: "torch.device") -> str:
 
 
 def pick_precision(precision: str, device: "torch.device") -> "torch.dtype":
-    """The type in which matrices are multiplied. `auto`: bfloat16 on GPUs that have it in hardware, else float32."""
+    """The type in which matrices are multiplied. `auto`: bfloat16 where the device has such products, else float32."""
     import torch
 
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:  # AVX-512's bf16 products, or AMX; emulated ones are slower than float32
+            fast = device.type == "cpu" and (
+                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            )
         precision = "bfloat16" if fast else "float32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 

@@ -48,10 +48,10 @@ class Block(nn.Module):
         weights = [parameter for projection in projections for parameter in (projection.weight, projection.bias)]
         norm = self.input_layernorm
         more = (rotary, attention.window, norm.eps, norm.weight, *weights, attention.sinks)
-        x_btc = fused.AttentionHalf.apply(x_btc, self.attention_dropout.mask(x_btc), *more)
+        x_btc = fused.apply(fused.AttentionHalf, x_btc, self.attention_dropout.mask(x_btc), *more)
         norm = self.post_attention_layernorm
         more = (norm.eps, router.experts_per_token, norm.weight, router.weight, router.bias, *experts.parameters())
-        x_btc, counts_e = fused.ExpertsHalf.apply(x_btc, self.expert_dropout.mask(x_btc), *more)
+        x_btc, counts_e = fused.apply(fused.ExpertsHalf, x_btc, self.expert_dropout.mask(x_btc), *more)
         router.count(counts_e)
         return x_btc
 
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
             return self.lm_head(self.norm(x_btc[:, -logits_to_keep:]))
         if fast:
             head = (self.norm.eps, self.norm.weight, self.lm_head.weight)
-            return fused.HeadLoss.apply(x_btc, targets_bt, *head)
+            return fused.apply(fused.HeadLoss, x_btc, targets_bt, *head)
         return run_head(self.norm, self.lm_head, x_btc, targets_bt)
 
     def parameter_counts(self) -> tuple[int, int]:

@@ -82,12 +82,12 @@ def memory(
     adding_up = trained if parallel != "none" and micro_batches > 1 else trained * (shares - 1)
     tokens = micro_batch_size * config.block_size
     saved = activations(config, micro_batch_size, precision, device)
-    if fused(precision, device):
+    if device == "cpu":
         # the gradients of a layer, what its experts hand on, what one of them works on; or the logits
-        passed_on = tokens * config.n_embd * (3 + config.experts_per_token)
-        last_layer = layer + passed_on + 5 * min(tokens, CHUNK) * config.expert_hidden
+        passed_on = tokens * config.n_embd * (3 * FLOAT + config.experts_per_token * precision.itemsize)
+        part = 5 * precision.itemsize * min(tokens, CHUNK) * config.expert_hidden
         head = 2 * min(tokens * config.vocab_size, LOGITS) + 2 * tokens * config.n_embd
-        working = FLOAT * max(last_layer, head)
+        working = max(FLOAT * layer + passed_on + part, FLOAT * head)
     else:
         # at the end of the forward pass: logits, and the gradient on its way through the softmax. In the backward pass:
         # the gradients of a layer's experts, each of them as large as all
@@ -103,27 +103,24 @@ def memory(
     )
 
 
-def fused(precision: torch.dtype, device: str) -> bool:
-    """Whether `model.fused` computes the blocks."""
-    return device == "cpu" and precision is torch.float32
-
-
 def activations(config: ModelConfig, micro_batch_size: int, precision: torch.dtype, device: str) -> float:
     """Bytes that a forward pass keeps for the backward pass."""
     C, Q, V = config.n_embd, config.n_head * config.head_dim, config.vocab_size
     F, K, E, T = config.expert_hidden, config.experts_per_token, config.n_experts, config.block_size
-    if fused(precision, device):
+    size = precision.itemsize  # of a product; the residual stream and norms are float32
+    if device == "cpu":  # `model.fused` computes the blocks
         mask, experts = C if config.dropout else 0, E > 1
         attention = C + mask + 1 + 2 * Q + 2 * config.n_kv_head * config.head_dim + config.n_head
-        # gate, up and output of each chosen expert; its number, its row, the row's token, its weight
-        mixture = C + mask + 1 + K * (2 * F + (C + 7 if experts else 0))
-        per_token = config.n_layer * (attention + mixture) + mask + C
-        # the weights of q, k and v in one; the gradient of the head
-        kept = config.n_layer * C * (Q + 2 * config.n_kv_head * config.head_dim) + V * C
-        return FLOAT * (micro_batch_size * T * per_token + kept)
-    size = 2 if precision is torch.bfloat16 else 4  # of a product; the residual stream and norms are float32
+        mixture = (
+            C + mask + 1 + (7 * K if experts else 0)
+        )  # the number of an expert, its row, the row's token, its weight
+        per_token = FLOAT * (config.n_layer * (attention + mixture) + mask + C)
+        per_token += config.n_layer * K * size * (2 * F + (C if experts else 0))  # gate, up and output of each expert
+        # the gradient of the head; the weights of q, k and v in one, unless they are among the copies in bfloat16
+        kept = V * C + (config.n_layer * C * (Q + 2 * config.n_kv_head * config.head_dim) if size == FLOAT else 0)
+        return micro_batch_size * T * per_token + FLOAT * kept
     mask = C if config.dropout else 0
-    norm = 8 * C if device == "cpu" else 4 * C  # its input and, where the kernel is not fused, x / rms(x)
+    norm = 4 * C  # its input
     attention = 5 * size * Q + 4 * config.n_head  # q, k, v, output, the same for o_proj; log-sum-exp
     # outputs of the two norms: in bfloat16 each product that takes them has a copy of its own
     inputs = 8 * C if size == 4 else 6 * C + (4 * C if E > 1 else 2 * C)

@@ -1,4 +1,4 @@
-"""A block's two halves and the loss, forward and backward by hand: float32 on a CPU.
+"""A block's two halves and the loss, forward and backward by hand: on a CPU, in float32 or bfloat16.
 
 The plain code of `attention`, `moe`, `decoder` and `nn.RMSNorm` is the reference, and is what runs everywhere else.
 Here each half is one node of autograd, for fewer passes over memory: q, k and v are one product, a rotation is one
@@ -14,10 +14,12 @@ from torch import Tensor
 from mini_transformer.model.fused.attention import AttentionHalf
 from mini_transformer.model.fused.experts import ExpertsHalf
 from mini_transformer.model.fused.loss import HeadLoss
+from mini_transformer.model.fused.products import apply
 
-__all__ = ["AttentionHalf", "ExpertsHalf", "HeadLoss", "suits"]
+__all__ = ["AttentionHalf", "ExpertsHalf", "HeadLoss", "apply", "suits"]
 
 
 def suits(x: Tensor) -> bool:
     """Whether these functions are made for this tensor."""
-    return x.device.type == "cpu" and x.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is not torch.bfloat16
+    return x.device.type == "cpu" and x.dtype is torch.float32 and not half
