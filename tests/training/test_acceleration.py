@@ -31,7 +31,7 @@ def test_a_fast_way_that_finds_something_else_is_not_taken(capsys: pytest.Captur
     assert not proved("recorded as CUDA graphs", fails, plain)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert lines[-1] == "Not recorded as CUDA graphs, the run goes on without (RuntimeError: no such kernel)"
+    assert lines[-1] == "Not recorded as CUDA graphs; the run goes on without (RuntimeError: no such kernel)"
 
 
 def test_a_cpu_says_why_it_does_not_compile(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
