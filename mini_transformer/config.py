@@ -114,6 +114,7 @@ class TextConfig:
     vocab_size: int = option(0, "vocabulary size that bpe learns (0: 4096)", ge=0, le=MAX_VOCAB_SIZE)
     bpe_dropout: float = option(0.0, "probability of leaving out a merge of bpe, in training", ge=0.0, le=0.9)
     val_fraction: float = option(0.1, "fraction of --data that is held out without --val-data", gt=0.0, le=0.5)
+    preview: float = option(0.0, "fraction of each pre-training batch that is fine-tuning text", ge=0.0, le=0.9)
     replay: float = option(0.0, "fraction of each fine-tuning batch that is pre-training text", ge=0.0, le=0.9)
     text_field: str = option("text", "field of JSON, CSV, Parquet or Hub records to read", metavar="NAME", free=True)
     max_unreadable: int = option(100, "maximum number of records without readable text to leave out", ge=0, free=True)
@@ -264,17 +265,16 @@ def check(config: TrainConfig) -> None:
         check_limits(f"max_iters{config.suffix(phase)}", phase.iters, _ITERS)
         check_limits(f"lr{config.suffix(phase)}", phase.lr, _LR)
     check_text(config.text)
-    if config.text.replay and len(config.phases) == 1:
-        raise UserError("`replay`: goes with `pretrain_data` and `finetune_data`")
+    if len(config.phases) == 1 and (shares := [name for name in ("preview", "replay") if getattr(config.text, name)]):
+        raise UserError(f"`{shares[0]}`: goes with `pretrain_data` and `finetune_data`")
     check_model(config.model)
 
 
 def check_text(text: TextConfig) -> None:
     """Refuse settings of the text that do not go together."""
-    if text.vocab_size and text.tokenizer != "bpe":
-        raise UserError(f"`vocab_size`: goes with `tokenizer` bpe, not {text.tokenizer}")
-    if text.bpe_dropout and text.tokenizer == "char":
-        raise UserError("`bpe_dropout`: goes with `tokenizer` bpe, not char")
+    for name, wrong in (("vocab_size", text.tokenizer != "bpe"), ("bpe_dropout", text.tokenizer == "char")):
+        if getattr(text, name) and wrong:
+            raise UserError(f"`{name}`: goes with `tokenizer` bpe, not {text.tokenizer}")
     if 0 < text.vocab_size < MIN_VOCAB_SIZE:
         raise UserError(f"`vocab_size`: {text.vocab_size} is too small: {MIN_VOCAB_SIZE} stand for bytes and the end")
 

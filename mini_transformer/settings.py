@@ -72,7 +72,7 @@ def train_config(
     names, foreign = (("train",), TWO_PHASES) if missing else (("pretrain", "finetune"), ONE_PHASE)
     if wrong := [name for name in foreign if name in given]:
         raise UserError(f"`{wrong[0]}`: belongs to training in {'two phases' if missing else 'one phase (`data`)'}")
-    dropped = (*foreign, "replay") if missing else foreign
+    dropped = (*foreign, "preview", "replay") if missing else foreign
     if given.get("tokenizer", "bpe") != "bpe":
         dropped = (*dropped, *OF_BPE)  # of the recipe's own tokenizer
     values = {name: value for name, value in (recipe or {}).items() if name not in dropped} | given

@@ -92,6 +92,7 @@ def test_a_wrong_setting_is_refused(values: dict[str, Any], message: str) -> Non
         ({"text": TextConfig(vocab_size=300)}, "`vocab_size`: goes with `tokenizer` bpe, not char"),
         ({"text": TextConfig(tokenizer="bpe", vocab_size=5)}, "`vocab_size`: 5 is too small"),
         ({"text": TextConfig(replay=0.5)}, "`replay`: goes with `pretrain_data` and `finetune_data`"),
+        ({"text": TextConfig(preview=0.5)}, "`preview`: goes with `pretrain_data` and `finetune_data`"),
         ({"optim": OptimConfig(grad_clip=0.0)}, "`grad_clip`: 0.0 is too small: it must be above 0"),
         ({"run": RunConfig(eval_iters=0)}, "`eval_iters`: 0 is too small"),
         ({"phases": (Phase("train", (), 0, 1e-3),)}, "`max_iters`: 0 is too small"),

@@ -93,9 +93,10 @@ def prepare_data(config: TrainConfig) -> TrainingData:
                     log(f"{_names(phase)}: {known.sum()} documents are held out for validation, too, and left out")
                     found[corpus] = replace(found[corpus], train=train.take(~known))
     phases = []
-    for i, phase in enumerate(config.phases):
-        replayed = groups[i - 1] if i and config.text.replay else []
-        phases.append(_phase_data(phase, groups[i], replayed, found, tokenizer, config))
+    shares = (config.text.preview, config.text.replay) if len(config.phases) == 2 else (0.0,)
+    for i, (phase, share) in enumerate(zip(config.phases, shares, strict=True)):
+        others = groups[1 - i] if share else []
+        phases.append(_phase_data(phase, groups[i], others, share, found, tokenizer, config))
     documents = TokenDocuments.joined([found[corpus].validation for corpus in validation])
     shortest = min(phases, key=lambda p: p.batches.epoch_tokens)
     if shortest.batches.epoch_tokens <= MIN_BLOCK or not len(documents):
@@ -202,21 +203,21 @@ def _tokenize(
 def _phase_data(
     phase: Phase,
     group: Sequence[Weighted],
-    replayed: Sequence[Weighted],
+    others: Sequence[Weighted],
+    others_share: float,
     found: Mapping[Corpus, TokenizedCorpus],
     tokenizer: Tokenizer,
     config: TrainConfig,
 ) -> PhaseData:
-    """The batches of one phase, with a part of each from the corpora that are replayed."""
-    replay = config.text.replay if replayed else 0.0
+    """The batches of one phase, with a share of each from the corpora of the other one."""
     dropout, seed = config.text.bpe_dropout, config.run.seed
     if dropout and tokenizer.is_character_level:
         if config.text.tokenizer != "bpe":  # which learns nothing but characters from a word or two
             raise UserError("`bpe_dropout`: the tokenizer has characters only, which cannot be cut")
         dropout = 0.0
     streams, noisy, weights = [], list[TrainingStream](), []
-    # replayed text comes in another order than the one in which the phase before it saw it
-    for corpora, share, more_seeds in ((group, 1 - replay, ()), (replayed, replay, (1,))):
+    # the other phase's text comes in another order than in the other phase
+    for corpora, share, more_seeds in ((group, 1 - others_share, ()), (others, others_share, (1,))):
         for weight, corpus in corpora:
             documents = found[corpus].train
             streams.append(TrainingStream(documents, tokenizer.eot_id, seed, *more_seeds))

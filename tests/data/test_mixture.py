@@ -64,8 +64,29 @@ def test_replay_brings_back_the_first_text(texts: tuple[Path, Path]) -> None:
     assert share([*flags, "--replay", 0.2], 1, "a") == pytest.approx(0.2, abs=0.01)
 
 
-def test_replay_needs_two_phases(call: Call) -> None:
-    assert call("train", "--data", FABLES, "--replay", 0.2)[2].startswith("train: --replay: goes with --pretrain-data")
+def test_preview_shows_the_second_text_in_the_first_phase(texts: tuple[Path, Path]) -> None:
+    flags: list[object] = ["--pretrain-data", texts[0], "--finetune-data", texts[1], "--preview", 0.1]
+    assert share(flags, 0, "b") == pytest.approx(0.1, abs=0.01)
+    assert share(flags, 1, "a") == 0
+    both = [*flags, "--replay", 0.3]
+    assert share(both, 0, "b") == pytest.approx(0.1, abs=0.01)
+    assert share(both, 1, "a") == pytest.approx(0.3, abs=0.01)
+
+
+def test_what_is_held_out_is_not_previewed(tmp_path: Path, texts: tuple[Path, Path]) -> None:
+    (tmp_path / "c.txt").write_text("\n\n\n".join(letter * 400 for letter in "cdefghijkl"))
+    flags: list[object] = ["--pretrain-data", texts[0], "--finetune-data", tmp_path / "c.txt", "--preview", 0.5]
+    data = prepare_data(parse_config([str(word) for word in flags]))
+    held_out = set(data.validation.documents[0].tolist())
+    shown = set(data.phases[0].batches.batch(0, 200, 64)[0].flatten().tolist())
+    assert len(shown) == 1 + 1 + 9  # the end of a document, the text of the phase, all but one of the other documents
+    assert not held_out & shown
+
+
+@pytest.mark.parametrize("flag", ["preview", "replay"])
+def test_a_share_of_the_other_text_needs_two_phases(call: Call, flag: str) -> None:
+    said = call("train", "--data", FABLES, f"--{flag}", 0.2)[2]
+    assert said.startswith(f"train: --{flag}: goes with --pretrain-data")
 
 
 def test_a_small_source_may_be_shorter_than_a_block(tmp_path: Path, texts: tuple[Path, Path], call: Call) -> None:
