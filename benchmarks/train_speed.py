@@ -41,6 +41,7 @@ from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
 from mini_transformer.training.passes import Passes
 from mini_transformer.training.plan import flops_per_token
+from mini_transformer.training.speed import product_speed
 
 GPU_BATCH = 64
 
@@ -176,17 +177,6 @@ def make_step(model: nn.Module, loss: Loss, precision: torch.dtype, batch: int) 
     return step
 
 
-def product_speed(width: int, precision: torch.dtype) -> float:
-    """Floating-point operations per second of a product of this width, all threads."""
-    a, b = torch.randn(4096, width).to(precision), torch.randn(width, 3 * width).to(precision)
-    out = a @ b
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < 1:
-        torch.mm(a, b, out=out)
-        count += 1
-    return count * 2 * 4096 * 3 * width**2 / (time.perf_counter() - started)
-
-
 def compare(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
     """Tokens/s of each way, in turns; prints the table of a shape."""
     layers, width, _, batch = SHAPES[shape]
@@ -210,7 +200,7 @@ def compare(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
     model = ours(shape, 4)[0]
     assert isinstance(model, Decoder)
     for precision in dict.fromkeys(t for _, t in ways(given).values()):
-        limit = product_speed(width, precision) / flops_per_token(model.config)
+        limit = product_speed(torch.device("cpu"), precision) / flops_per_token(model.config)
         print(f"| what the products of ours alone would allow, {precision} | {limit:,.0f} | {limit / base:.2f} |")
     print(flush=True)
     return speeds

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.dropout import seed_dropout
 from mini_transformer.training.graphs import GraphedPass
-from mini_transformer.training.losses import Loss
+from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.optimizer import routers
 from mini_transformer.training.parallel import gradient_scale, gradient_sync
 
@@ -36,6 +36,16 @@ class Passes:
         self.threads = torch.get_num_threads() if alone and small else 1
         self.pool: ThreadPoolExecutor | None = None
         self.compiled, self.graphs = False, dict[tuple[int, ...], GraphedPass]()  # by shape; see `acceleration`
+
+    def warm_up(self, block_size: int) -> None:
+        """One pass that changes nothing.
+
+        After its first one DDP orders the gradients anew, which decides how three and more are added up: a run that
+        goes on must not begin with another order.
+        """
+        block = torch.zeros((1, block_size), dtype=torch.int64)
+        self.loss_sum(self.parallel, block, block, cross_entropy_sum)[0].backward()
+        self.zero_grad()
 
     def shares(self, rows: int, tokens: int) -> int:
         """How many threads take part in a micro-batch of so many rows, each of so many tokens."""

@@ -35,6 +35,7 @@ from mini_transformer.training.passes import Passes
 from mini_transformer.training.plot import draw_loss_curve
 from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
+from mini_transformer.training.speed import Speed
 from mini_transformer.training.validation import is_quick, validate
 
 LOG_INTERVAL = 10  # iterations between lines of metrics.jsonl
@@ -69,11 +70,12 @@ class Trainer:
         self.passes = Passes(model, self.parallel, precision, loss)
         rows = config.run.micro_batch_size or fitting_rows(self.passes, self.batch_size, parallel)
         if self.parallel is not self.model:
-            self._warm_up()
+            self.passes.warm_up(self.block_size)
         self.micro_batches = prepare(self.passes, config, len(self.rows), rows)
         self.micro_batch_size = max(part.stop - part.start for part in self.micro_batches)
         self.validation_batch_size = rows
         self.optimizer = make_optimizer(model, config.optim)
+        self.speed = Speed(model.config, self.batch_size * self.block_size, self.device, precision)
         self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
@@ -114,7 +116,7 @@ class Trainer:
     def _run_phase(self) -> None:
         run, progress, iters = self.config.run, self.progress, self.phase.iters
         self.metrics.begin(self.phase.name, progress.iteration, iters)
-        seconds: list[float] = []  # of the iterations since the last line of metrics
+        self.speed.begin()
         while True:
             i = progress.iteration
 
@@ -135,23 +137,22 @@ class Trainer:
             if i == iters or 0 < run.early_stop <= self._evaluations_since_best():
                 self._save()  # whatever it takes
                 self.folder.checkpoints.wait()
+                if summary := self.speed.summary():
+                    self.metrics.log(f"{self.phase.name}: {summary}")
                 break
 
             # one step of the optimizer (all ranks)
             started = time.monotonic()
             values = self.train_step()
-            seconds.append(time.monotonic() - started)
+            tokens_per_second = self.speed.add(time.monotonic() - started)
             progress.iteration += 1
             progress.losses.append(values["train_loss"])
 
             # the bar, and once in a while a line of metrics (rank 0)
-            tokens = self.batch_size * self.block_size
-            self.metrics.advance(values["train_loss"], tokens / seconds[-1])
+            self.metrics.advance(values["train_loss"], tokens_per_second)
             if progress.iteration % LOG_INTERVAL == 0 or progress.iteration == iters:
                 values["train_loss"] = statistics.fmean(progress.losses[-LOG_INTERVAL:])
-                speed = round(tokens / statistics.fmean(seconds))
-                self._write_metrics(**values, tokens_per_second=speed)
-                seconds = []
+                self._write_metrics(**values, **self.speed.take())
 
     def train_step(self) -> dict[str, Any]:
         """One step of the optimizer on one batch; returns its metrics. If it raises, no weight has changed."""
@@ -193,16 +194,6 @@ class Trainer:
     def _validation_loss_sum(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, int]:
         self.check_stop()
         return self.passes.loss_sum(self.model, inputs_bt, targets_bt, cross_entropy_sum)
-
-    def _warm_up(self) -> None:
-        """One pass that changes nothing.
-
-        After its first one DDP orders the gradients anew, which decides how three and more are added up: a run that
-        goes on must not begin with another order.
-        """
-        block = torch.zeros((1, self.block_size), dtype=torch.int64)
-        self.passes.loss_sum(self.parallel, block, block, cross_entropy_sum)[0].backward()
-        self.passes.zero_grad()
 
     def check_stop(self, together: bool = False) -> None:
         """Raises `Stopped` if asked to, or left alone by the launcher: on all ranks, which must look `together`."""

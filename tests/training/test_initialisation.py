@@ -47,7 +47,7 @@ def begin(folder: Path, *words: object) -> tuple[Decoder, dict[str, torch.Tensor
 
 def measured(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "flop_utilisation")} for line in lines]
 
 
 def interrupt(call: Call, folder: Path, *words: object, out_dir: Path | None = None) -> None:
