@@ -39,20 +39,8 @@ def test_products_are_measured() -> None:
 
 
 def test_a_run_says_its_speed(call: Callable[..., tuple[int, str, str]], fables: Path, tmp_path: Path) -> None:
-    flags = [
-        "--n-layer",
-        "1",
-        "--n-embd",
-        "32",
-        "--n-head",
-        "2",
-        "--block-size",
-        "16",
-        "--batch-size",
-        "2",
-        "--max-iters",
-        "20",
-    ]
+    shape = {"n-layer": 1, "n-embd": 32, "n-head": 2, "block-size": 16, "batch-size": 2, "max-iters": 20}
+    flags = [word for name, value in shape.items() for word in (f"--{name}", value)]
     code, told, error = call("train", "--data", fables, "--out-dir", tmp_path / "out", *flags)
     assert code == 0, error
     assert re.search(r"^train: [\d,]+ tokens/s, \d+% of what the products of this device allow$", told, re.MULTILINE)
