@@ -223,6 +223,7 @@ class TrainConfig:
     run: RunConfig = RunConfig()
     text: TextConfig = TextConfig()
     fingerprints: Mapping[str, str] = field(default_factory=dict)  # that the texts must have, to repeat a run
+    curve: tuple[tuple[float, float], ...] = ()  # of the recipe's own run, see `recipes`
 
     def suffix(self, phase: Phase) -> str:
         """What distinguishes the names of a phase's settings: `lr` in one phase, `lr_pretrain` in two."""
@@ -281,7 +282,7 @@ def check_text(text: TextConfig) -> None:
 
 def check_model(model: ModelConfig) -> None:
     """Refuse a shape that cannot be built or trained."""
-    width, heads = model.n_embd, model.n_head
+    width, heads, chosen, experts = model.n_embd, model.n_head, model.experts_per_token, model.n_experts
     if not model.head_dim and (width % heads or width // heads % 2):  # it comes with a model
         fitting = [n for n in range(1, width // 2 + 1) if width % (2 * n) == 0]
         nearest = min(fitting, key=lambda n: abs(n - heads), default=1)
@@ -292,7 +293,6 @@ def check_model(model: ModelConfig) -> None:
             raise UserError(f"`{name}`: must be a multiple of 4, not {getattr(model, name)}")
     if model.n_kv_head and heads % model.n_kv_head:
         raise UserError(f"`n_kv_head`: {model.n_kv_head} does not divide the {heads} heads")
-    chosen, experts = model.experts_per_token, model.n_experts
     if chosen > experts:
         raise UserError(f"`experts_per_token`: {chosen} is more than the {experts} experts (`n_experts`)")
     if chosen == 1 < experts:

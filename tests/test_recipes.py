@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tomllib
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from mini_transformer.config import check
 from mini_transformer.errors import UserError
-from mini_transformer.recipes import load_recipe, recipe_names
+from mini_transformer.recipes import expected_bits, load_recipe, recipe_names
 from mini_transformer.settings import train_config
+
+Call = Callable[..., tuple[int, str, str]]
 
 ONE, TWO = {"data": "a.txt"}, {"pretrain_data": "a.txt", "finetune_data": "b.txt"}
 SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "batch_size", "dropout")
@@ -110,3 +113,28 @@ def test_a_name_that_is_no_recipe() -> None:
         load_recipe("lapto")
     with pytest.raises(UserError, match=r"`recipe`: 'out' is no recipe; there are base, .* tiny, or name a"):
         load_recipe("out")
+
+
+def test_the_curve_of_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[settings]\n[measured]\ncurve = [[0.5, 2.0], [0.1, 4], [1, 1.8]]\n")
+    curve = load_recipe(file).curve
+    assert [expected_bits(curve, share) for share in (0.0, 0.1, 0.3, 0.5, 1.0)] == [None, 4, 3, 2, 1.8]
+    assert expected_bits((), 0.5) is None
+    for wrong in ("[1, 2]", "[[1, 2, 3]]", '[["a", 2]]', "[[1, nan]]", "3"):
+        file.write_text(f"[settings]\n[measured]\ncurve = {wrong}\n")
+        with pytest.raises(UserError, match=r"mine\.toml: curve: expected pairs"):
+            load_recipe(file)
+
+
+def test_a_run_is_compared_with_that_of_its_recipe(call: Call, fables: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    settings = "n_layer = 1\nn_embd = 32\nn_head = 2\nblock_size = 16\nbatch_size = 2\neval_interval = 10"
+    file.write_text(f"[settings]\n{settings}\n[measured]\ncurve = [[0.25, 5.0], [1, 2.0]]\n")
+    code, told, error = call(
+        "train", "--data", fables, "--recipe", file, "--max-iters", 40, "--out-dir", tmp_path / "out"
+    )
+    assert code == 0, error
+    shown = [line for line in told.splitlines() if line.startswith("train ")]
+    assert ["the recipe's run had" in line for line in shown] == [False, True, True, True, True]
+    assert "; the recipe's run had 4.000)" in shown[2]

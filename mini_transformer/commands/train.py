@@ -83,7 +83,7 @@ def configure(given: dict[str, Any]) -> TrainConfig:
             given[data], weights = sources([str(word) for word in words], data)
             if weights:
                 given[f"{data}_weights"] = weights
-    config = train_config(given, recipe.settings, recipe.fingerprints)
+    config = replace(train_config(given, recipe.settings, recipe.fingerprints), curve=recipe.curve)
     if config.run.init_from is None:
         if "init" in recipe.fingerprints:
             raise UserError(

@@ -1,6 +1,8 @@
 """Recipes: settings that belong together, as TOML files, each with the result that was measured with it."""
 
+import itertools
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from mini_transformer.settings import find_setting, to_type
 
 MAX_BYTES = 1 << 20
 
+Curve = tuple[tuple[float, float], ...]  # shares of a run, ascending, and the bits per character that it had there
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -22,6 +26,7 @@ class Recipe:
     about: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    curve: Curve = ()
 
 
 def recipe_names() -> list[str]:
@@ -60,4 +65,21 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
             settings[key] = to_type(find_setting(key), value)
     except UserError as error:  # a setting in a file is no flag
         raise UserError(f"{name}: {str(error).replace('`', '')}") from None
-    return Recipe(name, about, settings, fingerprints)
+    return Recipe(name, about, settings, fingerprints, _curve(table.get("measured"), name))
+
+
+def _curve(measured: Any, name: str) -> Curve:
+    """The curve that was measured. Raises `UserError` where it is none."""
+    points = measured.get("curve", []) if isinstance(measured, dict) else []
+    pairs = isinstance(points, list) and all(isinstance(point, list) and len(point) == 2 for point in points)
+    if not pairs or not all(type(x) in (int, float) and math.isfinite(x) for point in points for x in point):
+        raise UserError(f"{name}: curve: expected pairs of a share of the run and its bits per character")
+    return tuple(sorted((float(share), float(bits)) for share, bits in points))
+
+
+def expected_bits(curve: Curve, share: float) -> float | None:
+    """The bits per character that the recipe's own run had after this share of it; `None` before its first point."""
+    for (before, bits_before), (after, bits) in itertools.pairwise(curve):
+        if before <= share <= after:
+            return bits_before + (bits - bits_before) * (share - before) / max(after - before, 1e-9)
+    return None

@@ -22,6 +22,7 @@ from mini_transformer.files import replacing
 from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.recipes import expected_bits
 from mini_transformer.runtime import log, rank, world_size
 from mini_transformer.training.averaging import averaged_weights
 from mini_transformer.training.checkpoint import Progress, State, save_tensors
@@ -223,9 +224,11 @@ class Trainer:
         bits = loss * self.data.tokens_per_character / math.log(2)
         training = f"training {statistics.fmean(progress.losses):.3f}, " if progress.losses else ""
         progress.losses, progress.evaluated = [], i
+        known = expected_bits(self.config.curve, i / self.phase.iters) if len(self.phases) == 1 else None
+        recipes = "" if known is None else f"; the recipe's run had {known:.3f}"
         self.metrics.log(
             f"{self.phase.name} {i}/{self.phase.iters}: {training}validation {loss:.3f} "
-            f"({bits:.3f} bits per character{', best' if is_best else ''}){self.metrics.remaining(i)}"
+            f"({bits:.3f} bits per character{', best' if is_best else ''}{recipes}){self.metrics.remaining(i)}"
         )
         self._write_metrics(val_loss=loss, bits_per_character=bits)
         stale = self._evaluations_since_best()
