@@ -14,15 +14,9 @@ from mini_transformer.data.stream import TokenDocuments, TokenStream, validation
 from mini_transformer.model.decoder import Decoder
 from tests.training.processes import TORCHRUN, losses, processes, run, start, wait_for, weights
 
+MICRO_BATCHES = ["--micro-batch-size", 1, "--eval-iters", 4]  # 7 rows: 3 and 4, in three micro-batches each
 SHAPES = {
-    "experts": [
-        "--dropout",
-        0.1,
-        "--micro-batch-size",
-        1,
-        "--eval-iters",
-        4,
-    ],  # 7 rows: 3 and 4, in three micro-batches each
+    "experts": ["--dropout", 0.1, *MICRO_BATCHES, "--tie-embeddings"],
     "dense": ["--dropout", 0.0, "--n-experts", 1, "--replay", 0.0],
 }
 
