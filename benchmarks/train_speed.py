@@ -57,7 +57,7 @@ def ways(given: argparse.Namespace) -> dict[str, tuple[Callable[[str], tuple[nn.
         found["transformers GptOss, grouped_mm experts"] = lambda shape: gpt_oss(shape, "grouped_mm")
     if given.nanogpt:
         found["nanoGPT"] = lambda shape: nanogpt(shape, given.nanogpt)
-    types = dict.fromkeys((pick_precision("auto", torch.device("cpu")), torch.float32))
+    types = dict.fromkeys((pick_precision("auto", torch.device("cpu"), 128), torch.float32))
     return {f"{name}, {str(t).removeprefix('torch.')}": (make, t) for name, make in found.items() for t in types}
 
 

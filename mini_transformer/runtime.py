@@ -15,6 +15,7 @@ from mini_transformer.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+WIDE = 128  # from this width on bfloat16 pays on a CPU
 STARTED = time.monotonic()  # of the process, but for what Python itself took
 
 
@@ -111,17 +112,20 @@ def describe_device(device: "torch.device") -> str:
     return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def pick_precision(precision: str, device: "torch.device") -> "torch.dtype":
-    """The type in which matrices are multiplied. `auto`: bfloat16 where the device has such products, else float32."""
+def pick_precision(precision: str, device: "torch.device", width: int) -> "torch.dtype":
+    """The type in which a model of this width multiplies matrices.
+
+    `auto`: bfloat16 where the device has such products, else float32; on a CPU float32 for narrow models, too, which
+    have little to gain, so that their losses are the same on any number of processes.
+    """
     import torch
 
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # AVX-512's bf16 products, or AMX; emulated ones are slower than float32
-            fast = device.type == "cpu" and (
-                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            )
+        else:  # emulated products are slower than those of float32
+            has_products = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            fast = device.type == "cpu" and width >= WIDE and has_products
         precision = "bfloat16" if fast else "float32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 

@@ -72,7 +72,7 @@ def _shared(config: TrainConfig) -> TrainConfig:
 
 
 def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> None:
-    precision = pick_precision(config.run.precision, device)
+    precision = pick_precision(config.run.precision, device, config.model.n_embd)
     if data.block_size < config.model.block_size:
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, block_size=data.block_size))
