@@ -20,11 +20,15 @@ SHAPES = {"4x128": (4, 128, 4, 16), "4x192": (4, 192, 6, 16), "24x512": (24, 512
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def config_of_ours(shape: str, experts: int) -> ModelConfig:
+    """The shape of our model."""
+    layers, width, heads, _ = SHAPES[shape]
+    return ModelConfig(BLOCK, layers, width, heads, n_experts=experts, dropout=0.0).resolve(VOCABULARY)
+
+
 def ours(shape: str, experts: int) -> tuple[nn.Module, Loss]:
     """Our model and its loss."""
-    layers, width, heads, _ = SHAPES[shape]
-    config = ModelConfig(BLOCK, layers, width, heads, n_experts=experts, dropout=0.0).resolve(VOCABULARY)
-    model = Decoder(config)
+    model = Decoder(config_of_ours(shape, experts))
     return model, lambda x, y: cross_entropy_sum(model, x, y)[0] / y.numel()
 
 
@@ -32,8 +36,7 @@ def gpt_oss(shape: str, experts: str) -> tuple[nn.Module, Loss]:
     """The same model by `transformers`, with random weights."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    layers, width, heads, _ = SHAPES[shape]
-    config = ModelConfig(BLOCK, layers, width, heads, dropout=0.0).resolve(VOCABULARY)
+    config = config_of_ours(shape, 4)
     values = {k: v for k, v in config_to_json(config, 0, {}).items() if k not in ("architectures", "model_type")}
     theirs = GptOssConfig(**values, attn_implementation="eager", experts_implementation=experts)
     model = GptOssForCausalLM(theirs)

@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peers import BLOCK, SHAPES, VOCABULARY, Loss, gpt_oss, nanogpt, ours
+from peers import BLOCK, SHAPES, VOCABULARY, Loss, config_of_ours, gpt_oss, nanogpt, ours
 from torch import nn
 
 from mini_transformer.config import OptimConfig
@@ -46,8 +46,14 @@ from mini_transformer.training.speed import product_speed
 GPU_BATCH = 64
 
 
-def ways(given: argparse.Namespace) -> dict[str, tuple[Callable[[str], tuple[nn.Module, Loss]], torch.dtype]]:
-    """All that take part, by name, and the type of their products."""
+def precisions() -> dict[str, torch.dtype]:
+    """The types of products on this CPU, by name."""
+    types = dict.fromkeys((pick_precision("auto", torch.device("cpu"), 128), torch.float32))
+    return {str(t).removeprefix("torch."): t for t in types}
+
+
+def ways(given: argparse.Namespace) -> dict[str, Callable[[str], tuple[nn.Module, Loss]]]:
+    """All that take part, by name."""
     found: dict[str, Callable[[str], tuple[nn.Module, Loss]]] = {
         "ours, 4 experts, 2 per token": lambda shape: ours(shape, 4),
         "ours, dense": lambda shape: ours(shape, 1),
@@ -57,8 +63,7 @@ def ways(given: argparse.Namespace) -> dict[str, tuple[Callable[[str], tuple[nn.
         found["transformers GptOss, grouped_mm experts"] = lambda shape: gpt_oss(shape, "grouped_mm")
     if given.nanogpt:
         found["nanoGPT"] = lambda shape: nanogpt(shape, given.nanogpt)
-    types = dict.fromkeys((pick_precision("auto", torch.device("cpu"), 128), torch.float32))
-    return {f"{name}, {str(t).removeprefix('torch.')}": (make, t) for name, make in found.items() for t in types}
+    return found
 
 
 def ways_on_a_gpu(given: argparse.Namespace, shape: str) -> dict[str, Callable[[], Callable[[], None]]]:
@@ -148,8 +153,8 @@ def compare_on_a_gpu(given: argparse.Namespace, shape: str) -> dict[str, list[fl
     return speeds
 
 
-def make_step(model: nn.Module, loss: Loss, precision: torch.dtype, batch: int) -> Callable[[], None]:
-    """One step of the optimizer on random tokens."""
+def make_steps(model: nn.Module, loss: Loss, batch: int) -> dict[str, Callable[[], None]]:
+    """One step of the optimizer on random tokens, by the type of products."""
     optim = OptimConfig()
     if isinstance(model, Decoder):
         optimizer: torch.optim.Optimizer = make_optimizer(model, optim)
@@ -159,9 +164,8 @@ def make_step(model: nn.Module, loss: Loss, precision: torch.dtype, batch: int) 
         group["lr"] = 1e-4
     x, y = torch.randint(VOCABULARY, (2, batch, BLOCK))
     model.train()
-    passes = Passes(model, model, precision, cross_entropy_sum) if isinstance(model, Decoder) else None
 
-    def step() -> None:
+    def step(precision: torch.dtype, passes: Passes | None) -> None:
         optimizer.zero_grad(set_to_none=True)
         if passes:
             passes.backward((0,), range(batch), x, y, y.numel(), True)
@@ -174,14 +178,20 @@ def make_step(model: nn.Module, loss: Loss, precision: torch.dtype, batch: int) 
         if isinstance(model, Decoder):
             update_router_bias(model, optim.balance_rate)
 
-    return step
+    steps = {}
+    for name, precision in precisions().items():
+        passes = Passes(model, model, precision, cross_entropy_sum) if isinstance(model, Decoder) else None
+        steps[name] = partial(step, precision, passes)
+    return steps
 
 
 def compare(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
     """Tokens/s of each way, in turns; prints the table of a shape."""
     layers, width, _, batch = SHAPES[shape]
     torch.manual_seed(0)
-    steps = {name: make_step(*make(shape), precision, batch) for name, (make, precision) in ways(given).items()}
+    steps = {}
+    for name, make in ways(given).items():
+        steps |= {f"{name}, {kind}": step for kind, step in make_steps(*make(shape), batch).items()}
     per_turn = max(1, 5 * 128 * 4 // (width * layers))
     speeds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(given.repeats + 1):  # the first one warms up
@@ -197,11 +207,10 @@ def compare(given: argparse.Namespace, shape: str) -> dict[str, list[float]]:
     for name, values in speeds.items():
         middle = statistics.median(values)
         print(f"| {name} | {middle:,.0f} ({min(values):,.0f} to {max(values):,.0f}) | {middle / base:.2f} |")
-    model = ours(shape, 4)[0]
-    assert isinstance(model, Decoder)
-    for precision in dict.fromkeys(t for _, t in ways(given).values()):
-        limit = product_speed(torch.device("cpu"), precision) / flops_per_token(model.config)
-        print(f"| what the products of ours alone would allow, {precision} | {limit:,.0f} | {limit / base:.2f} |")
+    cost = flops_per_token(config_of_ours(shape, 4))
+    for name, precision in precisions().items():
+        limit = product_speed(torch.device("cpu"), precision) / cost
+        print(f"| what the products of ours alone would allow, {name} | {limit:,.0f} | {limit / base:.2f} |")
     print(flush=True)
     return speeds
 
@@ -210,7 +219,7 @@ def peak_memory(given: argparse.Namespace, shape: str) -> dict[str, float]:
     """GB at the peak of two steps of 64 rows, each way in a process of its own; prints the table."""
     print(f"| {shape}, batch 64 | peak memory, GB |\n|---|---|")
     peaks = {}
-    for name in ways(given):
+    for name in (f"{name}, {kind}" for name in ways(given) for kind in precisions()):
         command = [sys.executable, __file__, "--memory", "--shapes", shape, "--one", name]
         command += ["--nanogpt", str(given.nanogpt)] if given.nanogpt else []
         result = subprocess.run(command, capture_output=True, text=True)
@@ -222,8 +231,8 @@ def peak_memory(given: argparse.Namespace, shape: str) -> dict[str, float]:
 
 def one_peak(given: argparse.Namespace, shape: str) -> None:
     """In the process of its own: print the peak in GB, less what the process has before."""
-    make, precision = ways(given)[given.one]
-    step = make_step(*make(shape), precision, 64)
+    name, _, kind = given.one.rpartition(", ")
+    step = make_steps(*ways(given)[name](shape), 64)[kind]
     for _ in range(2):
         step()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)

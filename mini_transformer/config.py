@@ -67,7 +67,7 @@ class ModelConfig:
     layer_types: tuple[str, ...] = ()
     rope: RopeConfig = RopeConfig()
     norm_eps: float = 1e-5
-    tie_embeddings: bool = option(False, "train one matrix as embedding and output (written as two)")
+    tie_embeddings: bool = False
 
     def resolve(self, vocab_size: int) -> "ModelConfig":
         """The same with every 0 replaced by what it stands for."""

@@ -14,8 +14,8 @@ from mini_transformer.config import ModelConfig
 from mini_transformer.runtime import world_size
 from mini_transformer.training.plan import flops_per_token
 
-SIZES = {"cpu": 768, "cuda": 8192}  # of square matrices that are large enough for full speed, and soon multiplied
-REPEATS = 3
+SIZES = {"cuda": 4096}  # of square matrices that are large enough for full speed, soon multiplied, and fit beside a run
+PRODUCTS = {"cuda": 8}  # in a row, on a device that would wait for each of them to be launched
 
 
 class Speed:
@@ -57,12 +57,13 @@ class Speed:
 
 def product_speed(device: torch.device, precision: torch.dtype) -> float:
     """Floating-point operations per second of a product of large matrices."""
-    size = SIZES.get(device.type, 1024)
-    a, b = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
+    size, count = SIZES.get(device.type, 768), PRODUCTS.get(device.type, 1)
+    a, b, out = (torch.randn(size, size, device=device, dtype=precision) for _ in range(3))
     seconds = []
-    for _ in range(1 + REPEATS):  # the first one warms up
+    for _ in range(4):  # the first one warms up
         started = time.perf_counter()
-        out = a @ b
+        for _ in range(count):
+            torch.mm(a, b, out=out)
         out[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds[1:])
+    return 2 * count * size**3 / min(seconds[1:])

@@ -16,7 +16,7 @@ from tests.training.processes import TORCHRUN, losses, processes, run, start, wa
 
 MICRO_BATCHES = ["--micro-batch-size", 1, "--eval-iters", 4]  # 7 rows: 3 and 4, in three micro-batches each
 SHAPES = {
-    "experts": ["--dropout", 0.1, *MICRO_BATCHES, "--tie-embeddings"],
+    "experts": ["--dropout", 0.1, *MICRO_BATCHES],
     "dense": ["--dropout", 0.0, "--n-experts", 1, "--replay", 0.0],
 }
 
