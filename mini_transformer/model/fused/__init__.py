@@ -21,5 +21,5 @@ __all__ = ["AttentionHalf", "ExpertsHalf", "HeadLoss", "apply", "suits"]
 
 def suits(x: Tensor) -> bool:
     """Whether these functions are made for this tensor."""
-    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is not torch.bfloat16
-    return x.device.type == "cpu" and x.dtype is torch.float32 and not half
+    other = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is not torch.bfloat16
+    return x.device.type == "cpu" and x.dtype is torch.float32 and not other

@@ -46,7 +46,7 @@ class LocalEngine:
         self.concurrency = config.batch
         self._config, self._log, self._warned = config, log, False
         self._device = pick_device(config.device, config.gpu, "gpu")
-        precision = pick_precision("auto", self._device, 0)
+        precision = pick_precision("auto", self._device, width=0)  # on a CPU float32
         self.place = f"{describe_device(self._device)}, {config.quantize or str(precision).removeprefix('torch.')}"
         logging.set_verbosity_error()
         if not os.isatty(2):
