@@ -5,8 +5,8 @@
 Random weights, 4 experts, 2 per token, 1,024 tokens in the vocabulary. Every way writes as many tokens within the
 block, from one token on, drawn at temperature 0.8; the ways take turns. "without end" is what the engine writes while
 its context is filled anew once in half a block. The limit is the time of reading as many bytes as a step reads
-weights, with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba; llama.cpp is
-not here, since there is no GGUF export yet.
+weights, with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba, "llama.cpp"
+`pip install llama-cpp-python`: the same weights as GGUF, in float32, with its own sampling, for one row and for 32.
 
 With --device cuda, the model's own step and its CUDA graph, for 1, 16 and 64 rows, beside `transformers` with one.
 """
@@ -28,14 +28,16 @@ import numpy as np
 import torch
 
 from mini_transformer.config import ModelConfig, SamplingConfig
+from mini_transformer.export.gguf import write_gguf
 from mini_transformer.generation.decoding import Step, generate_tokens, make_cache, make_step, model_step
 from mini_transformer.generation.sampling import sample
 from mini_transformer.generation.single_row import SingleRow
 from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.pretrained import export_weights, write_config, write_weights
+from mini_transformer.text.tokenizer import Tokenizer
 
-VOCABULARY, SAMPLING = 1024, SamplingConfig(0.8)
+VOCABULARY, ROWS, SAMPLING = 1024, 32, SamplingConfig(0.8)
 Way = Callable[[int], float]  # the seconds for so many tokens
 
 
@@ -71,18 +73,48 @@ def with_step(cache: KVCache, step: Step) -> Way:
     return lambda tokens: seconds(lambda: write(tokens))
 
 
-def with_transformers(folder: Path, device: str = "cpu") -> Way:
-    """The exported folder in `transformers`."""
+def with_transformers(folder: Path, device: str = "cpu", rows: int = 1) -> Way:
+    """The exported folder in `transformers`; the tokens of all rows are counted together."""
     from transformers import GptOssForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     model = GptOssForCausalLM.from_pretrained(folder, attn_implementation="eager").eval().to(device)
-    prompt = torch.zeros((1, 1), dtype=torch.int64, device=device)
+    prompt = torch.zeros((rows, 1), dtype=torch.int64, device=device)
     settings = {"do_sample": True, "temperature": SAMPLING.temperature, "top_k": 0, "suppress_tokens": None}
 
     def write(tokens: int) -> None:
-        model.generate(prompt, min_new_tokens=tokens, max_new_tokens=tokens, eos_token_id=None, **settings)
+        count = tokens // rows
+        model.generate(prompt, min_new_tokens=count, max_new_tokens=count, eos_token_id=None, **settings)
+
+    return lambda tokens: seconds(lambda: write(tokens))
+
+
+def with_llama_cpp(file: Path, block_size: int, rows: int) -> Way:
+    """The GGUF file in llama.cpp, by its C functions, with as many threads as torch has."""
+    import llama_cpp as lib
+
+    lib.llama_log_set(lib.llama_log_callback(lambda *_: None), None)
+    model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
+    settings = lib.llama_context_default_params()
+    settings.n_ctx, settings.n_seq_max = block_size * rows, rows
+    settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
+    context = lib.llama_init_from_model(model, settings)
+    sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_temp(SAMPLING.temperature))
+    lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_dist(1))
+    batch = lib.llama_batch_init(rows, 0, 1)
+
+    def write(tokens: int) -> None:
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        ids, batch.n_tokens = [0] * rows, rows
+        for position in range(tokens // rows):
+            for row, i in enumerate(ids):
+                batch.token[row], batch.pos[row], batch.n_seq_id[row], batch.logits[row] = i, position, 1, True
+                batch.seq_id[row][0] = row
+            if lib.llama_decode(context, batch):
+                raise RuntimeError("llama_decode failed")
+            ids = [lib.llama_sampler_sample(sampler, context, row) for row in range(rows)]
 
     return lambda tokens: seconds(lambda: write(tokens))
 
@@ -142,20 +174,25 @@ def measure(shape: str, repeats: int, folder: Path, device: str) -> dict[str, li
     size = 4 * (model.parameter_counts()[1] - model.embed_tokens.weight.numel())  # of the embedding one row is read
     few, many = (20, 40) if size > 1e8 else (200, 250)
     half = model.config.block_size // 2
-    cache, batch = make_cache(model, 1), make_cache(model, 16)
+    cache, batch = make_cache(model, 1), make_cache(model, ROWS)
     ways: dict[str, tuple[Way, int]] = {  # and how many tokens it writes
         "limit": (reading(size), few),
         "transformers": (with_transformers(folder), few),
         "model": (with_model(model), few),
         "NumPy": (with_step(cache, make_step(model, cache, 1)), many),
         "NumPy, without end": (without_end(model, None), half),
-        "model, 16 rows": (with_step(batch, model_step(model, batch)), 16 * few),
+        f"transformers, {ROWS} rows": (with_transformers(folder, rows=ROWS), ROWS * few),
+        f"model, {ROWS} rows": (with_step(batch, model_step(model, batch)), ROWS * few),
         "sampling alone": (sampling_alone(model), many),
     }
     if find_spec("numba"):
         ways["numba"] = (with_step(cache, make_step(model, cache, 10**9)), many)
-        ways["numba, 16 rows"] = (with_step(batch, make_step(model, batch, 10**9)), 16 * many)
+        ways[f"numba, {ROWS} rows"] = (with_step(batch, make_step(model, batch, 10**9)), ROWS * few)
         ways["numba, without end"] = (without_end(model, 10**9), half)
+    if find_spec("llama_cpp"):
+        write_gguf(file := folder / "model.gguf", model.config, Tokenizer.from_characters([]), model.state_dict())
+        ways["llama.cpp"] = (with_llama_cpp(file, model.config.block_size, 1), many)
+        ways[f"llama.cpp, {ROWS} rows"] = (with_llama_cpp(file, model.config.block_size, ROWS), ROWS * few)
     print(f"\n{shape}: a step reads {size / 1e6:.1f} MB")
     return report(shape, ways, repeats)
 

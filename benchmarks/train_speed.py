@@ -7,9 +7,9 @@
 All ways have as many active parameters, the same vocabulary, batch and optimizer (AdamW, fused; gradients clipped), no
 dropout, and take turns in one process: in float32 and, where the CPU has such products, in bfloat16, which ours takes
 by itself and the others by autocast (nanoGPT's own script stays with float32 on a CPU). Ours goes through the passes
-of the trainer. `transformers` comes with the dev extra; nanoGPT is a checkout of github.com/karpathy/nanoGPT, of which
-model.py is imported. With --memory each way makes two steps of a batch of 64 in a process of its own, whose largest
-resident size is shown.
+of the trainer; nanoGPT is shown compiled, too, where there is a C++ compiler. `transformers` comes with
+the dev extra; nanoGPT is a checkout of github.com/karpathy/nanoGPT, of which model.py is imported. With --memory each
+way makes two steps of a batch of 64 in a process of its own, whose largest resident size is shown.
 
 With --device cuda all compute in bfloat16 (autocast), and the peak of PyTorch's allocations is shown beside the speed;
 ours and nanoGPT are shown as they are and compiled by torch.compile, ours also recorded as a CUDA graph.
@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -63,7 +64,14 @@ def ways(given: argparse.Namespace) -> dict[str, Callable[[str], tuple[nn.Module
         found["transformers GptOss, grouped_mm experts"] = lambda shape: gpt_oss(shape, "grouped_mm")
     if given.nanogpt:
         found["nanoGPT"] = lambda shape: nanogpt(shape, given.nanogpt)
+        if shutil.which("g++"):
+            found["nanoGPT, compiled"] = lambda shape: compiled(*nanogpt(shape, given.nanogpt))
     return found
+
+
+def compiled(model: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
+    """The same, compiled by torch.compile."""
+    return model, torch.compile(loss)
 
 
 def ways_on_a_gpu(given: argparse.Namespace, shape: str) -> dict[str, Callable[[], Callable[[], None]]]:

@@ -107,6 +107,7 @@ COMMANDS = {
     "evaluate": "measure bits per character on a text",
     "prepare": "read and tokenize the texts of a run ahead of time",
     "tokenizer": "train a tokenizer alone, or show what one makes of a text",
+    "gguf": "write a model as a file for llama.cpp, Ollama and LM Studio",
     "verse": "check the syllables, metre and rhyme of French verse",
     "corpus": "list or print the fables that come with the package",
     "demo": "train the base model on the embedded fables and print one that it writes",

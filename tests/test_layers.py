@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "verse": "config runtime",
     "data": "config runtime text",
     "generation": "config settings runtime model text verse evaluation",
+    "export": "config text",
     "evaluation": "config runtime model text verse",
-    "training": "config settings recipes runtime model text verse data generation evaluation",
+    "training": "config settings recipes runtime model text verse data generation evaluation export",
     "synthesis": "config runtime text data",
 }
 

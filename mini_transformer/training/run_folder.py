@@ -23,10 +23,10 @@ from mini_transformer.training.checkpoint import Checkpoints
 from mini_transformer.training.events import FILES, FOLDER
 
 RUN, METRICS, CURVE = "run.json", "metrics.jsonl", "loss_curve.png"
-TEXT, STATE_DICT = "generated_text.txt", "model.pt"
+TEXT, STATE_DICT, GGUF = "generated_text.txt", "model.pt", "model.gguf"
 VALIDATION = "validation.txt"  # which documents are held out: file and first line of each
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER, SUMS)
+OURS = (RUN, METRICS, CURVE, TEXT, STATE_DICT, GGUF, VALIDATION, CONFIG, GENERATION, WEIGHTS, *TOKENIZER, SUMS)
 
 Record = dict[str, Any]  # "settings" and "fingerprints" of a run, and "forked_from" if it is a fork
 

@@ -18,6 +18,7 @@ from mini_transformer.config import Phase, TrainConfig
 from mini_transformer.data.prepare import TrainingData
 from mini_transformer.data.stream import rows_of
 from mini_transformer.errors import UserError
+from mini_transformer.export.gguf import write_gguf
 from mini_transformer.files import replacing
 from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
@@ -34,7 +35,7 @@ from mini_transformer.training.optimizer import make_optimizer, update_router_bi
 from mini_transformer.training.parallel import clip_gradients, gather, parallelise, snapshot
 from mini_transformer.training.passes import Passes
 from mini_transformer.training.plot import draw_loss_curve
-from mini_transformer.training.run_folder import CURVE, METRICS, STATE_DICT, TEXT, RunFolder
+from mini_transformer.training.run_folder import CURVE, GGUF, METRICS, STATE_DICT, TEXT, RunFolder
 from mini_transformer.training.schedule import learning_rate
 from mini_transformer.training.speed import Speed
 from mini_transformer.training.validation import is_quick, validate
@@ -286,10 +287,14 @@ class Trainer:
         self._write_results()
 
     def _write_results(self) -> None:
-        """The best weights, as `transformers` and as PyTorch have them, and the curve."""
+        """The best weights, as `transformers`, PyTorch and llama.cpp have them, and the curve."""
         folder = self.folder.folder
         self._write_best()
-        weights = pretrained.export_weights(gather(self.best))
+        state = gather(self.best)
         if rank() == 0:
-            save_tensors(folder / STATE_DICT, weights)
+            save_tensors(folder / STATE_DICT, pretrained.export_weights(state))
+            try:
+                write_gguf(folder / GGUF, self.model.config, self.data.tokenizer, state)
+            except UserError as error:
+                log(f"No {GGUF}: {error}")
             draw_loss_curve(folder / METRICS, folder / CURVE, self.phases, self.data.tokens_per_character)
