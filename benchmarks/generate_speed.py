@@ -20,9 +20,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,16 +92,25 @@ def with_transformers(folder: Path, device: str = "cpu", rows: int = 1) -> Way:
     return lambda tokens: seconds(lambda: write(tokens))
 
 
+@cache
+def silence(callback: Callable[..., Any]) -> Any:
+    """A function for llama.cpp's log; it must live as long as the process."""
+    return callback(lambda *_: None)
+
+
 def with_llama_cpp(file: Path, block_size: int, rows: int) -> Way:
     """The GGUF file in llama.cpp, by its C functions, with as many threads as torch has."""
     import llama_cpp as lib
 
-    lib.llama_log_set(lib.llama_log_callback(lambda *_: None), None)
+    lib.llama_backend_init()
+    lib.llama_log_set(silence(lib.llama_log_callback), None)
     model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
     settings = lib.llama_context_default_params()
     settings.n_ctx, settings.n_seq_max = block_size * rows, rows
     settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
-    context = lib.llama_init_from_model(model, settings)
+    context = lib.llama_init_from_model(model, settings) if model else None
+    if context is None:
+        raise RuntimeError("llama.cpp does not open the file")
     sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
     lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_temp(SAMPLING.temperature))
     lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_dist(1))

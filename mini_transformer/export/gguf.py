@@ -132,7 +132,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_tokenizer_pre("gpt-4o")  # how GPT-OSS splits text
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType[name] for name in types])
-    writer.add_token_merges(merges)
+    writer.add_token_merges(merges or ["ÿ ÿ"])  # llama.cpp wants one; no text holds the byte 0xFF
     writer.add_bos_token_id(tokenizer.eot_id)
     writer.add_eos_token_id(tokenizer.eot_id)
     writer.add_add_bos_token(True)

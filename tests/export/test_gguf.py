@@ -146,13 +146,18 @@ def test_llama_cpp_computes_the_same(model: Decoder, bpe: Tokenizer, tmp_path: P
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize("kind", ["characters", "ASCII", "BPE"])
 def test_llama_cpp_has_the_same_tokens(model: Decoder, bpe: Tokenizer, tmp_path: Path, kind: str) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
-    tokenizer = bpe if kind == "bpe" else Tokenizer.from_characters([TEXT])
+    tokenizer = bpe if kind == "BPE" else Tokenizer.from_characters([TEXT if kind == "characters" else "no merges"])
     write_gguf(tmp_path / "model.gguf", model.config, tokenizer, model.state_dict())
     llama = llama_cpp.Llama(str(tmp_path / "model.gguf"), vocab_only=True, verbose=False)
     for text in (TEXT, FABLES.read_text(encoding="utf-8")[:5_000]):
         ids = llama.tokenize(text.encode())
         assert ids == [tokenizer.eot_id, *tokenizer.encode(text)]
         assert llama.detokenize(ids[1:]).decode() == text
+
+
+def test_a_tokenizer_without_merges_gets_one(model: Decoder, tmp_path: Path) -> None:
+    reader = write(tmp_path / "model.gguf", model, Tokenizer.from_characters(["ASCII"]))
+    assert reader.fields["tokenizer.ggml.merges"].contents() == ["ÿ ÿ"]  # without any, llama.cpp refuses the file
