@@ -6,12 +6,14 @@ Random weights, 4 experts, 2 per token, 1,024 tokens in the vocabulary. Every wa
 block, from one token on, drawn at temperature 0.8; the ways take turns. "without end" is what the engine writes while
 its context is filled anew once in half a block. The limit is the time of reading as many bytes as a step reads
 weights, with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba, "llama.cpp"
-`pip install llama-cpp-python`: the same weights as GGUF, in float32, with its own sampling, for one row and for 32.
+`pip install llama-cpp-python`: the same weights as GGUF, with its own sampling. Weights are float32, unless bfloat16 is
+said.
 
 With --device cuda, the model's own step and its CUDA graph, for 1, 16 and 64 rows, beside `transformers` with one.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -35,7 +37,7 @@ from mini_transformer.generation.decoding import Step, generate_tokens, make_cac
 from mini_transformer.generation.sampling import sample
 from mini_transformer.generation.single_row import SingleRow
 from mini_transformer.model.attention import KVCache
-from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.decoder import Decoder, round_matrices
 from mini_transformer.model.pretrained import export_weights, write_config, write_weights
 from mini_transformer.text.tokenizer import Tokenizer
 
@@ -200,10 +202,16 @@ def measure(shape: str, repeats: int, folder: Path, device: str) -> dict[str, li
         ways["numba"] = (with_step(cache, make_step(model, cache, 10**9)), many)
         ways[f"numba, {ROWS} rows"] = (with_step(batch, make_step(model, batch, 10**9)), ROWS * few)
         ways["numba, without end"] = (without_end(model, 10**9), half)
+        short = copy.deepcopy(model)
+        round_matrices(short)
+        ways["numba, bfloat16"] = (with_step(cache, make_step(short, cache, 10**9)), many)
+        ways[f"numba, bfloat16, {ROWS} rows"] = (with_step(batch, make_step(short, batch, 10**9)), ROWS * few)
     if find_spec("llama_cpp"):
-        write_gguf(file := folder / "model.gguf", model.config, Tokenizer.from_characters([]), model.state_dict())
-        ways["llama.cpp"] = (with_llama_cpp(file, model.config.block_size, 1), many)
-        ways[f"llama.cpp, {ROWS} rows"] = (with_llama_cpp(file, model.config.block_size, ROWS), ROWS * few)
+        for kind, name in {"f32": "llama.cpp", "bf16": "llama.cpp, bfloat16"}.items():
+            file, tokenizer = folder / f"{kind}.gguf", Tokenizer.from_characters([])
+            write_gguf(file, model.config, tokenizer, model.state_dict(), kind)
+            ways[name] = (with_llama_cpp(file, model.config.block_size, 1), many)
+            ways[f"{name}, {ROWS} rows"] = (with_llama_cpp(file, model.config.block_size, ROWS), ROWS * few)
     print(f"\n{shape}: a step reads {size / 1e6:.1f} MB")
     return report(shape, ways, repeats)
 

@@ -48,14 +48,15 @@ def train(
     return config.run.fork or config.run.out_dir
 
 
-def load(folder: str | Path = "out", device: str = "auto") -> "Engine":
+def load(folder: str | Path = "out", device: str = "auto", precision: str = "float32") -> "Engine":
     """The engine of a model folder: `.generate`, `.stream`, `.score`. Raises `UserError` if there is no whole model.
 
-    `device`: auto (CUDA, MPS, then CPU), cpu, cuda, cuda:1, mps.
+    `device`: auto (CUDA, MPS, then CPU), cpu, cuda, cuda:1, mps. `precision`: float32, or bfloat16 to round the
+    weights, of which a step on a CPU then reads half as many bytes.
     """
     from mini_transformer.generation.engine import Engine
 
-    return Engine.load(folder, device)
+    return Engine.load(folder, device, precision)
 
 
 def evaluate(

@@ -197,6 +197,9 @@ class GenerateConfig:
     seed: int | None = option(None, "random seed (default: a new one, which is printed)", ge=0, le=2**63 - 1)
     num_samples: int = option(1, "number of texts to write, two blank lines between them", ge=1)
     stop_at_end: bool = option(False, "stop where the model ends a document")
+    precision: str = option(
+        "float32", "of the weights; bfloat16: a step reads half as much", choices=("float32", "bfloat16")
+    )
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ def main(argv: Sequence[str]) -> int:
     """Measure bits per character on a text."""
     parser = Parser(prog="evaluate", description="What it costs a model to reproduce a text: bits per character.")
     parser.add_argument("--data", type=path, required=True, metavar="FILE", help="text to measure on")
-    add_fields(parser, GenerateConfig, ["model_dir"])
+    add_fields(parser, GenerateConfig, ["model_dir", "precision"])
     add_fields(parser, RunConfig, ["encoding", "device", "gpus"])
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     given = parser.parse(argv)
-    run, model_dir = fill(RunConfig, vars(given)), fill(GenerateConfig, vars(given)).model_dir
+    run, model = fill(RunConfig, vars(given)), fill(GenerateConfig, vars(given))
     from mini_transformer.data.reading import read_text
     from mini_transformer.evaluation.likelihood import measure
     from mini_transformer.generation.engine import Engine
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     if "\r\n" in text:
         advice = "training reads them as line feeds, so save the file with these for a fair figure"
         print(f"Warning: {given.data} has Windows line ends, which are measured as they are; {advice}", file=sys.stderr)
-    engine = Engine.load(model_dir, pick_device(run.device, run.gpus))
+    engine = Engine.load(model.model_dir, pick_device(run.device, run.gpus), model.precision)
     result = measure(engine.model, engine.tokenizer, text, str(given.data), progress=True)
     if given.json:
         print(json.dumps(dataclasses.asdict(result)))

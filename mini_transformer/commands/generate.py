@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="generate", description="Write text with a trained model. Only the text goes to stdout.")
     add_fields(parser, GenerateConfig, ["model_dir", "prompt", "max_new_tokens"])
     add_fields(parser, SamplingConfig)
-    add_fields(parser, GenerateConfig, ["num_samples", "stop_at_end", "seed"])
+    add_fields(parser, GenerateConfig, ["num_samples", "stop_at_end", "seed", "precision"])
     add_fields(parser, RunConfig, ["device", "gpus"])
     given = vars(parser.parse(argv))
     config, sampling, run = fill(GenerateConfig, given), fill(SamplingConfig, given), fill(RunConfig, given)
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     from mini_transformer.text.documents import DOCUMENT_SEPARATOR
 
     folder = config.model_dir if "model_dir" in given or config.model_dir.exists() else _another_model()
-    engine = Engine.load(folder, pick_device(run.device, run.gpus))
+    engine = Engine.load(folder, pick_device(run.device, run.gpus), config.precision)
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed
     if config.seed is None and sampling.temperature:
         print(f"seed {seed}", file=sys.stderr)

@@ -1,12 +1,17 @@
 """The step of one token for each row of a batch, compiled by numba: one call for each layer, for all rows.
 
-Each thread takes some of the rows, and reads each weight once for them. A row's logits are the same, bit for bit, in
-any batch.
+Each thread takes some of the rows, and reads each weight once for them. Where no weight needs more than the 16 bits of
+bfloat16, half as much is read: of each matrix a copy of those bits. A row's logits are the same, bit for bit, in any
+batch.
 """
+
+from dataclasses import replace
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mini_transformer.generation.kernels import add_layer, last_layer
 from mini_transformer.generation.single_row import Array, LayerWeights, array, transposed
@@ -14,6 +19,17 @@ from mini_transformer.model.attention import KVCache
 from mini_transformer.model.decoder import Block, Decoder
 
 MAX_THREADS = 8  # more have not been tried
+MATRICES = ("qkv", "out", "gate_up", "down")
+
+
+def is_short(matrix: Array) -> bool:
+    """Whether bfloat16, the upper half of float32, holds all its numbers."""
+    return not (matrix.view(np.uint32) & 0xFFFF).any()
+
+
+def shortened(matrix: Array) -> NDArray[Any]:
+    """The bits of its numbers in bfloat16, as uint16."""
+    return (matrix.view(np.uint32) >> 16).astype(np.uint16)
 
 
 class CompiledRows:
@@ -25,8 +41,12 @@ class CompiledRows:
     def __init__(self, model: Decoder, cache: KVCache) -> None:
         self.config, self.cache = model.config, cache
         self.embed, self.lm_head = array(model.embed_tokens.weight), transposed(array(model.lm_head.weight))
+        layers = [LayerWeights.of(block) for block in model.layers if isinstance(block, Block)]
+        if all(map(is_short, (self.lm_head, *(getattr(layer, name) for layer in layers for name in MATRICES)))):
+            self.lm_head = shortened(self.lm_head)
+            layers = [replace(w, **{name: shortened(getattr(w, name)) for name in MATRICES}) for w in layers]
         self.norm, self.eps = array(model.norm.weight), np.float32(model.config.norm_eps)
-        self.weights = [LayerWeights.of(block).arrays() for block in model.layers if isinstance(block, Block)]
+        self.weights = [layer.arrays() for layer in layers]
         self.tables = array(model.get_buffer("cos")), array(model.get_buffer("sin"))
         torch_threads = torch.get_num_threads()
         self.threads = min(MAX_THREADS, torch_threads, numba.get_num_threads())

@@ -1,13 +1,15 @@
 """What numba compiles of the step of one token for each row of a batch; see `compiled`.
 
-Each sum of a row has its order whatever the other rows are. Axes as in `single_row`, and N rows, S positions. All of it
-is in this file, by which numba decides whether what it has on disk is current.
+Each sum of a row has its order whatever the other rows are. Matrices are float32, or the upper halves of its bits. Axes
+as in `single_row`, and N rows, S positions. All of it is in this file, by which numba decides whether what it has on
+disk is current.
 """
 
 import math
 
 import numba
 import numpy as np
+from numba.extending import overload
 
 from mini_transformer.model.swiglu import SWIGLU_ALPHA, SWIGLU_LIMIT
 
@@ -31,6 +33,18 @@ def exp(x):
     return power * np.int32((np.int32(n) + 127) << 23).view(np.float32)  # times 2^n, by its bits
 
 
+def widen(x):
+    """The float32 of a weight, which is one, or the upper half of its bits."""
+    return x if isinstance(x, np.float32) else np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
+
+@overload(widen, inline="always")
+def _widen(x):
+    if isinstance(x, numba.types.Float):
+        return lambda x: x
+    return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
+
 # rows and columns are named by their numbers, as slices of arrays would cost more than what is done with them
 
 
@@ -48,8 +62,10 @@ def add_eight(x, n, i, m, y):
         x[n, i + 7],
     )
     for j in range(y.shape[1]):
-        first = y[n, j] + a * m[i, j] + b * m[i + 1, j] + c * m[i + 2, j] + d * m[i + 3, j]
-        y[n, j] = first + e * m[i + 4, j] + f * m[i + 5, j] + g * m[i + 6, j] + h * m[i + 7, j]
+        m0, m1, m2, m3 = widen(m[i, j]), widen(m[i + 1, j]), widen(m[i + 2, j]), widen(m[i + 3, j])
+        m4, m5, m6, m7 = widen(m[i + 4, j]), widen(m[i + 5, j]), widen(m[i + 6, j]), widen(m[i + 7, j])
+        first = y[n, j] + a * m0 + b * m1 + c * m2 + d * m3
+        y[n, j] = first + e * m4 + f * m5 + g * m6 + h * m7
 
 
 @in_order
@@ -63,7 +79,7 @@ def add_four_by_four(x, n, i, m, y):
     c0, c1, c2, c3 = x[n + 2, i], x[n + 2, i + 1], x[n + 2, i + 2], x[n + 2, i + 3]
     d0, d1, d2, d3 = x[n + 3, i], x[n + 3, i + 1], x[n + 3, i + 2], x[n + 3, i + 3]
     for j in range(y.shape[1]):
-        m0, m1, m2, m3 = m[i, j], m[i + 1, j], m[i + 2, j], m[i + 3, j]
+        m0, m1, m2, m3 = widen(m[i, j]), widen(m[i + 1, j]), widen(m[i + 2, j]), widen(m[i + 3, j])
         y[n, j] = y[n, j] + a0 * m0 + a1 * m1 + a2 * m2 + a3 * m3
         y[n + 1, j] = y[n + 1, j] + b0 * m0 + b1 * m1 + b2 * m2 + b3 * m3
         y[n + 2, j] = y[n + 2, j] + c0 * m0 + c1 * m1 + c2 * m2 + c3 * m3
@@ -83,7 +99,7 @@ def add_rows(x, matrix, y, start, end):
     for i in range(end - (end - start) % 8, end):
         for n in range(len(x)):
             for j in range(y.shape[1]):
-                y[n, j] += x[n, i] * matrix[i, j]
+                y[n, j] += x[n, i] * widen(matrix[i, j])
 
 
 @jit
@@ -145,12 +161,12 @@ def normalise(x, weight, eps):
 
 
 @jit
-def rotate(x_hd, cos, sin):
-    """Rotate heads (heads, D) in place."""
+def rotate(x_hd, cos, sin, scale):
+    """Rotate and scale heads (heads, D) in place."""
     half = x_hd.shape[1] // 2
     for h in range(len(x_hd)):
         for i in range(half):
-            a, b = x_hd[h, i], x_hd[h, i + half]
+            a, b = x_hd[h, i] * scale, x_hd[h, i + half] * scale
             x_hd[h, i] = a * cos[i] - b * sin[i]
             x_hd[h, i + half] = b * cos[i] + a * sin[i]
 
@@ -252,7 +268,8 @@ def add_to_rows(x, positions, numbers, keys_ngsd, values_ngsd, tables, weights, 
     for n in range(N):
         position = positions[n]
         start, end = max(0, position + 1 - window), position + 1
-        rotate(qkv[n, : H + G], cos[position], sin[position])
+        rotate(qkv[n, :H], cos[position], sin[position], ONE / np.sqrt(np.float32(D)))
+        rotate(qkv[n, H : H + G], cos[position], sin[position], ONE)
         for g in range(G):
             keys_ngsd[n, g, position] = qkv[n, H + g]
             values_ngsd[n, g, position] = qkv[n, H + G + g]

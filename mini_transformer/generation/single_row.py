@@ -44,7 +44,7 @@ def transposed(matrix: Array) -> Array:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The weights of one layer; queries, keys and values are one matrix, with the scale of scores in the queries.
+    """The weights of one layer; queries, keys and values are one matrix.
 
     Matrices are (inputs, outputs): in this layout BLAS reads memory up to twice as fast.
     """
@@ -70,11 +70,10 @@ class LayerWeights:
         D = attention.head_dim
         G = len(attention.k_proj.weight) // D
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-        scale = np.float32(D**-0.5)
         return cls(
             array(block.input_layernorm.weight),
-            transposed(np.concatenate((array(q.weight) * scale, array(k.weight), array(v.weight)))),
-            np.concatenate((array(q.bias) * scale, array(k.bias), array(v.bias))).reshape(-1, D),
+            transposed(np.concatenate((array(q.weight), array(k.weight), array(v.weight)))),
+            np.concatenate((array(q.bias), array(k.bias), array(v.bias))).reshape(-1, D),
             array(attention.sinks).reshape(G, -1),
             transposed(array(attention.o_proj.weight)),
             array(attention.o_proj.bias),
@@ -111,6 +110,8 @@ class SingleRow:
         self.sin = np.stack((-sin, sin), axis=1)  # (S, 2, D/2)
         G, M, D = config.n_kv_head, config.n_head // config.n_kv_head, config.head_dim
         F = config.expert_hidden
+        self.scales = np.ones((G * M + G, 1, 1), np.float32)  # of the queries, for which keys are not scaled
+        self.scales[: G * M] = D**-0.5
         self.x, self.normed, self.part = (np.empty(config.n_embd, np.float32) for _ in range(3))
         self.scale = np.empty((), np.float32)
         self.qkv = np.empty((G * M + 2 * G, D), np.float32)
@@ -126,8 +127,8 @@ class SingleRow:
         """The logits (V,) after one more token, which is added to the cache."""
         np.copyto(self.x, self.embed[token])
         (position,) = self.cache.lengths
-        np.copyto(self.cos_now, self.cos[position])
-        np.copyto(self.sin_now, self.sin[position])
+        np.multiply(self.cos[position], self.scales[:, 0], self.cos_now)
+        np.multiply(self.sin[position], self.scales, self.sin_now)
         for number in range(len(self.layers)):
             self._add_layer(number)
         self.cache.lengths = [position + 1]

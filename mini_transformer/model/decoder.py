@@ -56,6 +56,14 @@ class Block(nn.Module):
         return x_btc
 
 
+@torch.no_grad()
+def round_matrices(model: nn.Module) -> None:
+    """Round all matrices, those of the experts too, to what bfloat16 holds."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and not name.endswith("bias"):
+            parameter.copy_(parameter.bfloat16())
+
+
 def plain_block(block: nn.Module, x_btc: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """A block without a cache."""
     return block(x_btc, rotary)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mini_transformer.errors import UserError
 from mini_transformer.evaluation.likelihood import measure
@@ -87,3 +88,15 @@ def test_the_score_of_a_text_is_its_likelihood_token_by_token(trained: Path) -> 
     assert score.bits_per_character == pytest.approx(-sum(score.log_probabilities) / math.log(2) / len(text))
     with pytest.raises(UserError, match="the text: empty"):
         engine.score("\n")
+
+
+def test_weights_may_be_rounded_to_bfloat16(trained: Path) -> None:
+    exact, rounded = (Engine.load(trained, "cpu", precision) for precision in ("float32", "bfloat16"))
+    for name, weight in rounded.model.state_dict().items():
+        there = exact.model.state_dict()[name]
+        matrix = there.ndim > 1 and not name.endswith("bias")
+        assert torch.equal(weight, there.bfloat16().float() if matrix else there)
+    text = "Un renard et un corbeau"
+    a, b = (engine.score(text).bits_per_character for engine in (exact, rounded))
+    assert a != b
+    assert a == pytest.approx(b, rel=0.01)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mini_transformer.config import FULL, SLIDING, ModelConfig, RopeConfig, SamplingConfig
 from mini_transformer.generation.decoding import Step, make_cache, make_step
 from mini_transformer.model.attention import KVCache
-from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.decoder import Decoder, round_matrices
 from tests.conftest import ROOT, generate_one, generate_without_cache
 
 TOKENS = {"numpy": 100, "numba": 10**9}  # the length of a text for which the engine takes each
@@ -77,6 +77,21 @@ def test_logits_equal_the_models(way: str, case: str, prefilled: int) -> None:
     assert_equal_logits(way, random_model(CASES[case]), prefilled)
 
 
+@needs_numba
+@pytest.mark.parametrize("case", CASES)
+def test_weights_of_16_bits_are_held_in_16_bits(case: str) -> None:
+    from mini_transformer.generation.compiled import CompiledRows
+
+    model = random_model(CASES[case])
+    round_matrices(model)
+    steps = CompiledRows(model, make_cache(model, 1))
+    assert {steps.lm_head.dtype, *(weights[1].dtype for weights in steps.weights)} == {np.dtype(np.uint16)}
+    assert_equal_logits("numba", model)
+    with torch.no_grad():
+        model.layers[1].mlp.experts.down_proj[0, 0, 0] += 1e-4  # a single weight that needs more
+    assert CompiledRows(model, make_cache(model, 1)).lm_head.dtype == np.float32
+
+
 @both
 def test_so_they_do_where_everything_is_clamped_and_exp_overflows(way: str) -> None:
     assert_equal_logits(way, random_model(SMALL, std=4.0))
@@ -108,9 +123,12 @@ def test_logits_of_any_shape(way: str, data: st.DataObject) -> None:
 
 
 @needs_numba
+@pytest.mark.parametrize("bits", [32, 16])
 @pytest.mark.parametrize("case", CASES)
-def test_rows_of_a_batch_are_the_same_bit_for_bit_as_alone(case: str) -> None:
+def test_rows_of_a_batch_are_the_same_bit_for_bit_as_alone(case: str, bits: int) -> None:
     model = random_model(CASES[case])
+    if bits == 16:
+        round_matrices(model)
     ids = torch.randint(VOCABULARY, (7, 9)).tolist()
     lengths = [0, 1, 2, 3, 3, 0, 1]  # of each row, when the steps begin
 
