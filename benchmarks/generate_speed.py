@@ -6,8 +6,8 @@ Random weights, 4 experts, 2 per token, 1,024 tokens in the vocabulary. Every wa
 block, from one token on, drawn at temperature 0.8; the ways take turns. "without end" is what the engine writes while
 its context is filled anew once in half a block. The limit is the time of reading as many bytes as a step reads
 weights, with NumPy in all threads: from memory or, in a small model, from the cache. "numba" needs numba, "llama.cpp"
-`pip install llama-cpp-python`: the same weights as GGUF, with its own sampling. Weights are float32, unless bfloat16 is
-said.
+`pip install llama-cpp-python`: the same weights as GGUF, with its own sampling, by its C functions and by the Python
+package's generator. Weights are float32, unless bfloat16 is said.
 
 With --device cuda, the model's own step and its CUDA graph, for 1, 16 and 64 rows, beside `transformers` with one.
 """
@@ -132,6 +132,19 @@ def with_llama_cpp(file: Path, block_size: int, rows: int) -> Way:
     return lambda tokens: seconds(lambda: write(tokens))
 
 
+def with_llama_cpp_python(file: Path) -> Way:
+    """The same through the generator of its Python package."""
+    from llama_cpp import Llama
+
+    llama = Llama(str(file), n_ctx=0, n_threads=torch.get_num_threads(), verbose=False)
+
+    def write(tokens: int) -> None:
+        llama.reset()
+        list(islice(llama.generate([0], top_k=0, top_p=1, min_p=0, temp=SAMPLING.temperature), tokens))
+
+    return lambda tokens: seconds(lambda: write(tokens))
+
+
 def reading(size: int) -> Way:
     """Reading `size` bytes for each token, in as many threads as torch has, by the faster of two functions."""
     threads = torch.get_num_threads()
@@ -212,6 +225,7 @@ def measure(shape: str, repeats: int, folder: Path, device: str) -> dict[str, li
             write_gguf(file, model.config, tokenizer, model.state_dict(), kind)
             ways[name] = (with_llama_cpp(file, model.config.block_size, 1), many)
             ways[f"{name}, {ROWS} rows"] = (with_llama_cpp(file, model.config.block_size, ROWS), ROWS * few)
+        ways["llama-cpp-python"] = (with_llama_cpp_python(folder / "f32.gguf"), many)
     print(f"\n{shape}: a step reads {size / 1e6:.1f} MB")
     return report(shape, ways, repeats)
 

@@ -54,7 +54,9 @@ def write_gguf(
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "gpt-oss")
         writer.add_file_type(gguf.LlamaFileType[file_type])
-        _add_shape(writer, config)
+        add: dict[type, Any] = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        for key, value in _shape(config).items():
+            add[type(value)](f"gpt-oss.{key}", value)
         _add_tokenizer(writer, tokenizer, config.vocab_size)
         for name, tensor in _tensors(state):
             values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
@@ -73,33 +75,36 @@ def write_gguf(
             writer.close()
 
 
-def _add_shape(writer: Any, config: ModelConfig) -> None:
-    import gguf
-
-    writer.add_context_length(config.block_size)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(config.expert_hidden)
-    writer.add_expert_feed_forward_length(config.expert_hidden)
-    writer.add_expert_count(config.n_experts)
-    writer.add_expert_used_count(config.experts_per_token)
-    writer.add_head_count(config.n_head)
-    writer.add_head_count_kv(config.n_kv_head)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_sliding_window(_window(config))
-    rope = config.rope
-    writer.add_rope_freq_base(rope.theta)
+def _shape(config: ModelConfig) -> dict[str, int | float | str]:
+    """What llama.cpp is told of the model, by its keys."""
+    rope, D = config.rope, config.head_dim
+    shape: dict[str, int | float | str] = {
+        "context_length": config.block_size,
+        "embedding_length": config.n_embd,
+        "block_count": config.n_layer,
+        "feed_forward_length": config.expert_hidden,
+        "expert_feed_forward_length": config.expert_hidden,
+        "expert_count": config.n_experts,
+        "expert_used_count": config.experts_per_token,
+        "attention.head_count": config.n_head,
+        "attention.head_count_kv": config.n_kv_head,
+        "attention.key_length": D,
+        "attention.value_length": D,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.sliding_window": _window(config),
+        "rope.freq_base": rope.theta,
+    }
     if rope.kind != "yarn":
-        return
+        return shape
     if rope.factor != 1.0 and not rope.truncate:
         raise UserError("llama.cpp computes YaRN with truncate=false otherwise; the model cannot be exported to it")
-    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(rope.factor)
-    writer.add_rope_scaling_orig_ctx_len(rope.original_context)
-    writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
-    writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
+    return shape | {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": rope.factor,
+        "rope.scaling.original_context_length": rope.original_context,
+        "rope.scaling.yarn_beta_fast": rope.beta_fast,
+        "rope.scaling.yarn_beta_slow": rope.beta_slow,
+    }
 
 
 def _window(config: ModelConfig) -> int:
