@@ -138,7 +138,11 @@ def llama_logits(path: Path, ids: list[int]) -> np.ndarray:
     return np.array(llama.scores[: len(ids)])
 
 
-def test_llama_cpp_computes_the_same(model: Decoder, bpe: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"n_experts": 1, "experts_per_token": 1}, {"layer_types": (FULL,) * 3}])
+def test_llama_cpp_computes_the_same(
+    model: Decoder, bpe: Tokenizer, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    model = noisy(dataclasses.replace(model.config, **changes))
     write(tmp_path / "model.gguf", model, bpe)
     ids = np.random.default_rng(0).integers(bpe.vocab_size, size=40).tolist()
     expected = model(torch.tensor([ids]))[0].numpy()
