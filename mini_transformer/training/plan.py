@@ -15,7 +15,7 @@ from torch import nn
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder, meta_decoder
-from mini_transformer.model.fused.experts import CHUNK
+from mini_transformer.model.fused.experts import CHUNK, GRAIN
 from mini_transformer.model.fused.loss import LOGITS
 from mini_transformer.training.parallel import shard_axis
 
@@ -115,7 +115,9 @@ def activations(config: ModelConfig, micro_batch_size: int, precision: torch.dty
             C + mask + 1 + (7 * K if experts else 0)
         )  # the number of an expert, its row, the row's token, its weight
         per_token = FLOAT * (config.n_layer * (attention + mixture) + mask + C)
-        per_token += config.n_layer * K * size * (2 * F + (C if experts else 0))  # gate, up and output of each expert
+        # gate, up and output of each expert, whose rows are filled up to a multiple of GRAIN
+        rows = K + E * GRAIN / 2 / (micro_batch_size * T) if experts else K
+        per_token += config.n_layer * rows * size * (2 * F + (C if experts else 0))
         # the gradient of the head; the weights of q, k and v in one, unless they are among the copies in bfloat16
         kept = V * C + (config.n_layer * C * (Q + 2 * config.n_kv_head * config.head_dim) if size == FLOAT else 0)
         return micro_batch_size * T * per_token + FLOAT * kept
