@@ -114,7 +114,7 @@ def activations(config: ModelConfig, micro_batch_size: int, precision: torch.dty
         mixture = (
             C + mask + 1 + (7 * K if experts else 0)
         )  # the number of an expert, its row, the row's token, its weight
-        per_token = FLOAT * (config.n_layer * (attention + mixture) + mask + C)
+        per_token: float = FLOAT * (config.n_layer * (attention + mixture) + mask + C)
         # gate, up and output of each expert, whose rows are filled up to a multiple of GRAIN
         rows = K + E * GRAIN / 2 / (micro_batch_size * T) if experts else K
         per_token += config.n_layer * rows * size * (2 * F + (C if experts else 0))

@@ -78,6 +78,7 @@ def test_logits_equal_the_models(way: str, case: str, prefilled: int) -> None:
 
 
 @needs_numba
+@pytest.mark.slow  # it is compiled once more
 @pytest.mark.parametrize("case", CASES)
 def test_weights_of_16_bits_are_held_in_16_bits(case: str) -> None:
     from mini_transformer.generation.compiled import CompiledRows
@@ -123,7 +124,7 @@ def test_logits_of_any_shape(way: str, data: st.DataObject) -> None:
 
 
 @needs_numba
-@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("bits", [32, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES)
 def test_rows_of_a_batch_are_the_same_bit_for_bit_as_alone(case: str, bits: int) -> None:
     model = random_model(CASES[case])
