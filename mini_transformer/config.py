@@ -17,10 +17,9 @@ from mini_transformer.errors import UserError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIN_VOCAB_SIZE, MAX_VOCAB_SIZE = 257, 2**20  # each byte and the end token; four times what large models have
-DEFAULT_VOCAB_SIZE = 4096
+DEFAULT_VOCAB_SIZE, MAX_ITERS = 4096, 10**8 - 1
 TRAINABLE_TOKENIZERS = ("char", "bpe")  # the tokenizers that are made from the text
 _LIMITS = {"ge": (ge, "small: at least"), "gt": (gt, "small: it must be above"), "le": (le, "large: at most")}
-MAX_ITERS = 10**8 - 1
 _ITERS, _LR, _WEIGHTS = {"ge": 1, "le": MAX_ITERS}, {"gt": 0.0, "le": 1.0}, {"gt": 0.0}
 
 
@@ -197,9 +196,7 @@ class GenerateConfig:
     seed: int | None = option(None, "random seed (default: a new one, which is printed)", ge=0, le=2**63 - 1)
     num_samples: int = option(1, "number of texts to write, two blank lines between them", ge=1)
     stop_at_end: bool = option(False, "stop where the model ends a document")
-    precision: str = option(
-        "float32", "of the weights; bfloat16: a step reads half as much", choices=("float32", "bfloat16")
-    )
+    precision: str = option("float32", "of the weights; bfloat16 reads half as much", choices=("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
 """What numba compiles of the step of one token for each row of a batch; see `compiled`.
 
-Each sum of a row has its order whatever the other rows are. Matrices are float32, or the upper halves of its bits. Axes
-as in `single_row`, and N rows, S positions. All of it is in this file, by which numba decides whether what it has on
-disk is current.
+Each sum of a row has its order whatever the other rows are. Matrices are float32 or, as uint16, bfloat16. Axes as in
+`single_row`, and N rows, S positions. All of it is in this file, by which numba decides whether its cache is current.
 """
 
 import math
 
-import numba
+import numba.extending
 import numpy as np
-from numba.extending import overload
 
 from mini_transformer.model.swiglu import SWIGLU_ALPHA, SWIGLU_LIMIT
 
@@ -34,33 +32,21 @@ def exp(x):
 
 
 def widen(x):
-    """The float32 of a weight, which is one, or the upper half of its bits."""
-    return x if isinstance(x, np.float32) else np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+    """The float32 of a weight, which is one, or the upper half of its bits; see below."""
 
 
-@overload(widen, inline="always")
+@numba.extending.overload(widen)
 def _widen(x):
     if isinstance(x, numba.types.Float):
         return lambda x: x
     return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
 
 
-# rows and columns are named by their numbers, as slices of arrays would cost more than what is done with them
-
-
 @in_order
 def add_eight(x, n, i, m, y):
-    """Row n of y += eight numbers of row n of x, from i on, @ as many rows of the matrix m."""
-    a, b, c, d, e, f, g, h = (
-        x[n, i],
-        x[n, i + 1],
-        x[n, i + 2],
-        x[n, i + 3],
-        x[n, i + 4],
-        x[n, i + 5],
-        x[n, i + 6],
-        x[n, i + 7],
-    )
+    """Row n of y += eight numbers of row n of x, from i on, @ as many rows of m; slices would cost more than that."""
+    a, b, c, d = x[n, i], x[n, i + 1], x[n, i + 2], x[n, i + 3]
+    e, f, g, h = x[n, i + 4], x[n, i + 5], x[n, i + 6], x[n, i + 7]
     for j in range(y.shape[1]):
         m0, m1, m2, m3 = widen(m[i, j]), widen(m[i + 1, j]), widen(m[i + 2, j]), widen(m[i + 3, j])
         m4, m5, m6, m7 = widen(m[i + 4, j]), widen(m[i + 5, j]), widen(m[i + 6, j]), widen(m[i + 7, j])
@@ -185,10 +171,9 @@ def scores_of(q_d, k_sd, scores_s):
             d += q * k_sd[s + 3, i]
         scores_s[s], scores_s[s + 1], scores_s[s + 2], scores_s[s + 3] = a, b, c, d
     for s in range(fours, len(k_sd)):
-        a = np.float32(0)
+        scores_s[s] = 0
         for i in range(len(q_d)):
-            a += q_d[i] * k_sd[s, i]
-        scores_s[s] = a
+            scores_s[s] += q_d[i] * k_sd[s, i]
 
 
 @jit
@@ -277,7 +262,6 @@ def add_to_rows(x, positions, numbers, keys_ngsd, values_ngsd, tables, weights, 
             for h in range(g * M, g * M + M):
                 attend(qkv[n, h], keys, values, sinks[g, h - g * M], mixed[n, h])
     x += product(mixed.reshape((N, H * D)), out_matrix, out_bias, threads, alone)
-
     normed = normalise(x, expert_norm, eps)
     logits = product(normed, router, router_bias, 1, alone)
     chosen, shares = np.empty((N, experts_per_token), np.int64), np.empty((N, experts_per_token), np.float32)
@@ -305,8 +289,7 @@ def add_layer(x, positions, numbers, keys_ngsd, values_ngsd, tables, weights):
     else:
         for thread in numba.prange(threads):
             part = slice(N * thread // threads, N * (thread + 1) // threads)
-            caches = keys_ngsd[part], values_ngsd[part]
-            add_to_rows(x[part], positions[part], numbers, *caches, tables, weights, False)
+            add_to_rows(x[part], positions[part], numbers, keys_ngsd[part], values_ngsd[part], tables, weights, False)
 
 
 @numba.njit(cache=True, **OPTIONS)
