@@ -44,11 +44,13 @@ def write_gguf(
     """Write a model's state and its tokenizer, whole or not at all.
 
     `kind`: the type of the matrices, f32, f16, bf16 or q8_0; those that q8_0 does not fit, which takes 32 numbers of a
-    row at a time, are f16 then. Raises `UserError` if llama.cpp would compute or split words in another way, and
-    `OSError` if it cannot be written.
+    row at a time, are f16 then. Raises `UserError` if llama.cpp would compute or split words in another way or the
+    package is missing, and `OSError` if it cannot be written.
     """
-    import gguf
-
+    try:
+        import gguf
+    except ModuleNotFoundError:  # an environment of before; a run need not end for it
+        raise UserError("the Python package 'gguf' is missing: pip install gguf") from None
     types = gguf.GGMLQuantizationType
     file_type = "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"
     with replacing(path) as temporary:

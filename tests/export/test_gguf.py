@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mini_transformer.errors import UserError
 from mini_transformer.export.gguf import write_gguf
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.text.tokenizer import Tokenizer
-from tests.conftest import FABLES
+from tests.conftest import FABLES, TINY
 
 TEXT = "Ž 日 🦊 l'été, « là » !\n\n\n  x\t42 Un renard"
 
@@ -104,6 +105,17 @@ def test_what_llama_cpp_cannot_be_told_is_refused(model: Decoder, bpe: Tokenizer
     content = json.loads(bpe.backend.to_str())
     content["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     assert "another way" in refused(Tokenizer.from_json(json.dumps(content).encode(), "a stranger's"))
+
+
+def test_without_its_package_a_run_goes_on(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    words = ("--data", FABLES, *TINY, "--max-iters", 2, "--out-dir", tmp_path / "out")
+    code, out, _ = call("train", *words)
+    assert code == 0
+    assert "No model.gguf: the Python package 'gguf' is missing: pip install gguf\n" in out
+    assert not (tmp_path / "out" / "model.gguf").exists()
 
 
 def test_layers_without_windows_get_the_context_as_theirs(model: Decoder, bpe: Tokenizer, tmp_path: Path) -> None:
