@@ -82,6 +82,9 @@ def memory(
     adding_up = trained if parallel != "none" and micro_batches > 1 else trained * (shares - 1)
     tokens = micro_batch_size * config.block_size
     saved = activations(config, micro_batch_size, precision, device)
+    gradients: float = FLOAT * (stored_trained + adding_up)
+    if parallel == "fsdp":  # the parts come to be in the last backward pass, while what it needs goes
+        gradients = max(FLOAT * adding_up, FLOAT * stored_trained - saved)
     if device == "cpu":
         # the gradients of a layer, what its experts hand on, what one of them works on; or the logits
         passed_on = tokens * config.n_embd * (3 * FLOAT + config.experts_per_token * precision.itemsize)
@@ -95,7 +98,7 @@ def memory(
     copies = 2 * (whole - config.vocab_size * config.n_embd) if precision is torch.bfloat16 else 0  # of the matrices
     return Memory(
         weights=FLOAT * stored,
-        gradients=FLOAT * (stored_trained + adding_up),
+        gradients=gradients,
         optimizer=2 * FLOAT * stored_trained,
         gathered=FLOAT * gathered,
         activations=saved + working + copies,

@@ -1,14 +1,15 @@
-"""Started by torchrun: two steps of a small model on all ranks, of which the second is looked at.
+"""Started by torchrun: some steps of a small model on all ranks.
 
-Prints, as JSON, the bytes of a rank's tensors that went through the process group, by kind, and its largest memory.
+Prints, as JSON, the bytes of a rank's tensors that go through the process group in a step, by kind, and what its memory
+grows by at most, as the operating system counts it: torch's profiler does not see what gloo's threads give back.
 """
 
 import json
+import resource
 import sys
-from typing import Any
+from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from mini_transformer.config import ModelConfig, OptimConfig
@@ -19,8 +20,9 @@ from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import make_optimizer
 from mini_transformer.training.parallel import clip_gradients, gradient_sync, parallelise
 
-SHAPE = ModelConfig(n_layer=4, n_embd=96, n_head=2, block_size=64, n_experts=4, dropout=0.0).resolve(300)
-ROWS = 2
+SHAPE = ModelConfig(n_layer=6, n_embd=256, n_head=4, block_size=64, n_experts=4, dropout=0.0).resolve(300)
+TINY = ModelConfig(n_layer=1, n_embd=64, n_head=1, block_size=64, n_experts=2, dropout=0.0).resolve(300)
+ROWS = 16
 
 
 def allocations(seen: profile) -> list[int]:
@@ -29,50 +31,43 @@ def allocations(seen: profile) -> list[int]:
     return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 
 
-def finish_at_once(name: str) -> None:
-    """Let a collective of FSDP end before it returns: how far it lags behind else varies, and with it the memory."""
-    begin = getattr(dist, name)
+def peak_memory() -> int:
+    """The largest memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
-    def finished(*tensors: torch.Tensor, **settings: Any) -> dist.Work | None:
-        if work := begin(*tensors, **settings):
-            work.wait()
-        return work
 
-    setattr(dist, name, finished)
+def trainer(shape: ModelConfig, rows: int, parallel: str, micro_batches: int) -> Callable[[], None]:
+    """A model that is trained by a step with each call."""
+    model = Decoder(shape)
+    module = parallelise(model, parallel)
+    optimizer = make_optimizer(model, OptimConfig())
+    blocks = torch.randint(shape.vocab_size, (rows, shape.block_size))
+
+    def step() -> None:
+        for i in range(micro_batches):
+            with gradient_sync(module, last=i == micro_batches - 1):
+                cross_entropy_sum(module, blocks, blocks)[0].backward()
+        clip_gradients(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def main(parallel: str, micro_batches: int) -> None:
     torch.set_num_threads(1)
     join()
-    finish_at_once("all_gather_into_tensor")
-    finish_at_once("reduce_scatter_tensor")
     with process_group(torch.device("cpu"), 60.0):
-        torch.manual_seed(0)
-        seen = profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True)
-        seen.start()  # the weights are counted, too
-        model = Decoder(SHAPE)
-        module = parallelise(model, parallel)
-        optimizer = make_optimizer(model, OptimConfig())
-        blocks = torch.randint(SHAPE.vocab_size, (ROWS, SHAPE.block_size))
-        held, moved = 0, {"all_reduce": 0, "all_gather": 0, "reduce_scatter": 0}
-        for step in range(3):
-            if step == 2:  # the first one makes the moments, and DDP's last buckets
-                seen.stop()
-                held = sum(allocations(seen))
-                seen = profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True)
-                seen.start()
-            for i in range(micro_batches):
-                with gradient_sync(module, last=i == micro_batches - 1):
-                    cross_entropy_sum(module, blocks, blocks)[0].backward()
-            clip_gradients(model, 1.0)
-            optimizer.step()
-            if step < 2:
-                optimizer.zero_grad(set_to_none=True)
-        seen.stop()
-        size = peak = held
-        for bytes_ in allocations(seen):
-            size += bytes_
-            peak = max(peak, size)
+        trainer(TINY, 1, parallel, micro_batches)()  # libraries take memory when they are first called
+        before = peak_memory()
+        step = trainer(SHAPE, ROWS, parallel, micro_batches)
+        for _ in range(3):  # the first one makes the moments, and DDP's last buckets
+            step()
+        peak = peak_memory() - before
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            step()
+        moved = {"all_reduce": 0, "all_gather": 0, "reduce_scatter": 0}
         names = {"c10d::_allgather_base_": "all_gather", "c10d::_reduce_scatter_base_": "reduce_scatter"}
         for event in seen.events():
             if kind := names.get(event.name):  # the larger of both tensors is that of all ranks

@@ -91,6 +91,7 @@ def between_two(parallel: str, micro_batches: int) -> dict[str, int]:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.training.exchange", parallel, str(micro_batches)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back at once
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -108,7 +109,7 @@ def test_memory_and_bytes_between_two_processes(parallel: str, micro_batches: in
     sent = found["all_reduce"] + (found["all_gather"] + found["reduce_scatter"]) / 2
     assert sent == communication(exchange.SHAPE, 2, parallel, micro_batches)
     need = memory(exchange.SHAPE, exchange.ROWS, micro_batches, 2, parallel)
-    assert need.total - need.best_weights == pytest.approx(found["peak"], rel=0.15)
+    assert need.total - need.best_weights == pytest.approx(found["peak"], rel=0.05)
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 64])
