@@ -63,6 +63,7 @@ class MetricsLogger:
                 _line(values)
                 for values in read_metrics(metrics, phases)
                 if (numbers[values["phase"]], values["iteration"], "val_loss" in values) <= (*at, evaluated)
+                and "temperature" not in values  # found anew
             )
             with replacing(metrics) as temporary:
                 temporary.write_bytes(b"".join(lines))

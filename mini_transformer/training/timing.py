@@ -7,6 +7,7 @@ from dataclasses import replace
 from mini_transformer.config import TrainConfig
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import STARTED
+from mini_transformer.training.calibration import EVALUATIONS
 from mini_transformer.training.distributed import from_rank_zero
 from mini_transformer.training.run_folder import RUN, RunFolder
 from mini_transformer.training.trainer import Trainer
@@ -36,7 +37,7 @@ def fit_to_minutes(config: TrainConfig, trainer: Trainer) -> TrainConfig:
     """
     seconds, total = 60 * config.run.max_minutes, sum(phase.iters for phase in config.phases)
     step, evaluation = _measure(trainer, TRIAL * seconds)
-    left = SHARE * seconds - (time.monotonic() - STARTED) - (1 + len(config.phases)) * evaluation
+    left = SHARE * seconds - (time.monotonic() - STARTED) - (1 + len(config.phases) + EVALUATIONS) * evaluation
     iters = from_rank_zero(left / (step + evaluation / config.run.eval_interval))
     phases = tuple(replace(phase, iters=math.floor(iters * phase.iters / total)) for phase in config.phases)
     if min(phase.iters for phase in phases) < LEAST:

@@ -18,15 +18,14 @@ from mini_transformer.config import Phase, TrainConfig
 from mini_transformer.data.prepare import TrainingData
 from mini_transformer.data.stream import rows_of
 from mini_transformer.errors import UserError
-from mini_transformer.export.gguf import write_gguf
-from mini_transformer.files import replacing
 from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.recipes import expected_bits
 from mini_transformer.runtime import log, rank, world_size
 from mini_transformer.training.averaging import averaged_weights
-from mini_transformer.training.checkpoint import Progress, State, save_tensors
+from mini_transformer.training.calibration import calibrate
+from mini_transformer.training.checkpoint import Progress, State
 from mini_transformer.training.distributed import any_rank, from_rank_zero, launcher_is_gone, sum_over_ranks
 from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.metrics import MetricsLogger
@@ -34,8 +33,8 @@ from mini_transformer.training.micro_batches import fitting_rows, prepare
 from mini_transformer.training.optimizer import make_optimizer, update_router_bias
 from mini_transformer.training.parallel import clip_gradients, gather, parallelise, snapshot
 from mini_transformer.training.passes import Passes
-from mini_transformer.training.plot import draw_loss_curve
-from mini_transformer.training.run_folder import CURVE, GGUF, METRICS, STATE_DICT, TEXT, RunFolder
+from mini_transformer.training.results import write_results, write_text
+from mini_transformer.training.run_folder import METRICS, RunFolder
 from mini_transformer.training.schedule import learning_rate
 from mini_transformer.training.speed import Speed
 from mini_transformer.training.validation import is_quick, validate
@@ -92,23 +91,22 @@ class Trainer:
         """Run what is left of all phases. Raises `Stopped` when asked to stop, `UserError` if the loss diverges."""
         self._resume()
         at = self.progress.phase, self.progress.iteration
-        evaluated = self.progress.evaluated == self.progress.iteration
-        self.metrics = MetricsLogger(self.folder.folder / METRICS, self.phases, at, evaluated)
+        path = self.folder.folder / METRICS
+        self.metrics = MetricsLogger(path, self.phases, at, evaluated=self.progress.evaluated == at[1])
         if self.config.run.tensorboard:
             self.metrics.add_events()
+        saved = False
         try:
             for phase in range(self.progress.phase, len(self.config.phases)):
                 if phase != self.progress.phase:
                     self._begin_phase(phase)
                 self._run_phase()
-            self.model.load_state_dict(self.best)
-            text = self.sample_text(FINAL_TOKENS).strip("\n") + "\n"
-            if rank() == 0:
-                with replacing(self.folder.folder / TEXT) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+            saved = True  # at the end of the last phase
+            self._calibrate()
+            write_text(self.folder, self.sample_text(FINAL_TOKENS))
             self._write_results()
         except (Stopped, UserError) as error:  # on all ranks: what they are writing will be whole
-            if isinstance(error, Stopped) and not error.args:
+            if isinstance(error, Stopped) and not (error.args or saved):
                 self._save()
             self.folder.checkpoints.wait()
             raise
@@ -239,6 +237,16 @@ class Trainer:
             advice = "the weights of then are kept. More text, more dropout or fewer iterations would help"
             self.metrics.log(f"  overfitting: validation has not improved since iteration {since}; {advice}")
 
+    def _calibrate(self) -> None:
+        """Take the best weights, and fit how sure of themselves they are to the validation text."""
+        self.model.load_state_dict(self.best)
+        with averaged_weights(self.model):
+            factor, loss = calibrate(self.model, self.progress.best_loss, self.validation_loss)
+        if factor != 1.0:
+            self.progress.best_loss, self.best, self.best_on_disk = loss, snapshot(self.model), False
+            self._write_metrics(temperature=1 / factor, calibrated_val_loss=loss)
+            self.metrics.log(f"Calibrated: logits divided by {1 / factor:.2f}, validation {loss:.3f}")
+
     def _evaluations_since_best(self) -> int:
         """How many evaluations of this phase did not improve on the best one."""
         progress = self.progress
@@ -267,9 +275,9 @@ class Trainer:
 
     def _save(self) -> None:
         """Write the best weights and a checkpoint (all ranks)."""
+        state = State(self.model, self.optimizer, self.best, self.progress)
         with self.folder.checkpoints.timed():
             self._write_best()
-            state = State(self.model, self.optimizer, self.best, self.progress)
             self.folder.checkpoints.save(state, self.phase.name)
 
     def _write_best(self) -> None:
@@ -288,13 +296,5 @@ class Trainer:
 
     def _write_results(self) -> None:
         """The best weights, as `transformers`, PyTorch and llama.cpp have them, and the curve."""
-        folder = self.folder.folder
         self._write_best()
-        state = gather(self.best)
-        if rank() == 0:
-            save_tensors(folder / STATE_DICT, pretrained.export_weights(state))
-            try:
-                write_gguf(folder / GGUF, self.model.config, self.data.tokenizer, state)
-            except UserError as error:
-                log(f"No {GGUF}: {error}")
-            draw_loss_curve(folder / METRICS, folder / CURVE, self.phases, self.data.tokens_per_character)
+        write_results(self.folder, self.model, gather(self.best), self.data, self.phases)

@@ -236,7 +236,10 @@ def test_the_best_weights_are_kept_and_overfitting_is_said(tmp_path: Path, call:
     measured = [m for m in metrics(tmp_path / "out") if "val_loss" in m]
     best = min(measured, key=lambda m: m["val_loss"])  # type: ignore[arg-type,return-value]
     assert best is not measured[-1]
-    assert f"of validation loss {best['val_loss']:.3f}" in out
+    *_, calibrated = metrics(tmp_path / "out")
+    assert calibrated["temperature"] > 1  # it is too sure of itself
+    assert calibrated["calibrated_val_loss"] < best["val_loss"]
+    assert f"of validation loss {calibrated['calibrated_val_loss']:.3f}" in out
 
 
 def test_an_early_stop_ends_a_phase(tmp_path: Path, call: Call) -> None:
