@@ -5,29 +5,30 @@ texts become likelier (Guo et al. 2017, arXiv 1706.04599). This one number becom
 so that the folder stays what every reader of GPT-OSS knows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import torch
+from torch import Tensor
 
 from mini_transformer.model.decoder import Decoder
 
+LAST_NORM = "norm.weight"
 TRIED = (0.9, 0.8)  # factors of the logits, beside 1; the loss is convex in the factor, and almost a parabola here
 LIMITS = (0.7, 1.1)
 GAIN = 1e-3  # nats per token below which the weights stay as they are
 EVALUATIONS = len(TRIED) + 1
 
 
-@torch.no_grad()
-def calibrate(model: Decoder, loss: float, measure: Callable[[], float]) -> tuple[float, float]:
-    """Multiply the logits of a model by the factor with which its loss is least; returns the factor and that loss.
+def calibrate(
+    model: Decoder, weights: Mapping[str, Tensor], loss: float, measure: Callable[[], float]
+) -> tuple[float, float]:
+    """Load weights, their logits multiplied by the factor with which the loss is least; returns factor and loss.
 
-    `measure` gives the loss of the model as it is, in nats per token; `loss` is that of now. All ranks call it.
+    `measure` gives the loss of the model as it is, in nats per token; `loss` is that of the weights as they are. All
+    ranks call it. Under FSDP weights are parts, and only by loading them do they reach what the model computes with.
     """
-    weight = model.norm.weight
-    original = weight.clone()
 
     def measure_with(factor: float) -> float:
-        weight.copy_(original * factor)
+        model.load_state_dict({**weights, LAST_NORM: weights[LAST_NORM] * factor})
         return measure()
 
     near, far = map(measure_with, TRIED)
@@ -36,6 +37,6 @@ def calibrate(model: Decoder, loss: float, measure: Callable[[], float]) -> tupl
     factor = min(max(factor, LIMITS[0]), LIMITS[1])
     fitted = measure_with(factor)
     if not fitted < loss - GAIN:
-        weight.copy_(original)
+        model.load_state_dict(weights)
         return 1.0, loss
     return factor, fitted

@@ -239,9 +239,8 @@ class Trainer:
 
     def _calibrate(self) -> None:
         """Take the best weights, and fit how sure of themselves they are to the validation text."""
-        self.model.load_state_dict(self.best)
         with averaged_weights(self.model):
-            factor, loss = calibrate(self.model, self.progress.best_loss, self.validation_loss)
+            factor, loss = calibrate(self.model, self.best, self.progress.best_loss, self.validation_loss)
         if factor != 1.0:
             self.progress.best_loss, self.best, self.best_on_disk = loss, snapshot(self.model), False
             self._write_metrics(temperature=1 / factor, calibrated_val_loss=loss)

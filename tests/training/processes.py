@@ -40,7 +40,8 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
 def losses(folder: Path) -> list[float]:
     """All training and validation losses that a run has logged."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line.get("val_loss", line.get("train_loss")) for line in lines]
+    names = "val_loss", "train_loss", "calibrated_val_loss"
+    return [next(line[name] for name in names if name in line) for line in lines]
 
 
 def weights(folder: Path) -> bytes:

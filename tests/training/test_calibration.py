@@ -44,7 +44,7 @@ def test_the_factor_is_that_of_the_text(truth: float) -> None:
     model = decoder()
     text = drawn_from(model, truth)
     before, original = loss_of(model, *text), copy.deepcopy(model)
-    factor, loss = calibrate(model, before, lambda: loss_of(model, *text))
+    factor, loss = calibrate(model, original.state_dict(), before, lambda: loss_of(model, *text))
     assert loss == loss_of(model, *text) < before
     assert torch.equal(model.norm.weight, original.norm.weight * factor)
     least = min(loss_of(scaled(original, n / 100), *text) for n in range(70, 111))
@@ -63,7 +63,8 @@ def test_a_model_that_is_right_stays_as_it_is() -> None:
     model = decoder()
     text = drawn_from(model, 1.0)
     before, weight = loss_of(model, *text), model.norm.weight.clone()
-    assert calibrate(model, before, lambda: loss_of(model, *text)) == (1.0, before)
+    weights = copy.deepcopy(model.state_dict())
+    assert calibrate(model, weights, before, lambda: loss_of(model, *text)) == (1.0, before)
     assert torch.equal(model.norm.weight, weight)
 
 
@@ -71,7 +72,8 @@ def test_a_model_that_is_right_stays_as_it_is() -> None:
 def test_no_text_makes_it_more_than_the_limits(truth: float) -> None:
     model = decoder()
     text = drawn_from(model, truth)
-    factor, loss = calibrate(model, before := loss_of(model, *text), lambda: loss_of(model, *text))
+    before, weights = loss_of(model, *text), copy.deepcopy(model.state_dict())
+    factor, loss = calibrate(model, weights, before, lambda: loss_of(model, *text))
     assert factor in LIMITS
     assert loss < before - GAIN
 
@@ -82,7 +84,7 @@ def test_a_run_says_it_and_nothing_but_the_last_norm_changes(
     flags = ["--data", str(FABLES), *TINY, "--max-iters", "30", "--lr", "0.01", "--cache-dir", str(tmp_path)]
     assert cli.run("train", [*flags, "--out-dir", str(tmp_path / "a")]) == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Calibrated: "))
-    monkeypatch.setattr(trainer, "calibrate", lambda model, loss, measure: (1.0, loss))
+    monkeypatch.setattr(trainer, "calibrate", lambda model, weights, loss, measure: (1.0, loss))
     assert cli.run("train", [*flags, "--out-dir", str(tmp_path / "b")]) == 0
     assert "Calibrated" not in capsys.readouterr().out
     weights, plain = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
