@@ -25,12 +25,6 @@ TINY = ModelConfig(n_layer=1, n_embd=64, n_head=1, block_size=64, n_experts=2, d
 ROWS = 16
 
 
-def allocations(seen: profile) -> list[int]:
-    """Bytes that were taken (and given back, below 0), in the order of time."""
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-
-
 def peak_memory() -> int:
     """The largest memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

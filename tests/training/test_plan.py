@@ -24,7 +24,6 @@ from mini_transformer.training.parallel import parallelise, snapshot
 from mini_transformer.training.plan import communication, memory, meta_model, shard_size
 from tests.conftest import FABLES, ROOT, TINY
 from tests.training import exchange
-from tests.training.exchange import allocations
 
 DENSE, EXPERTS = 1, 4
 SMALL, LARGE = 100, 8192
@@ -33,6 +32,12 @@ SMALL, LARGE = 100, 8192
 def shape(layers: int, width: int, experts: int, vocabulary: int) -> ModelConfig:
     more = {"n_head": width // 32, "n_experts": experts, "block_size": 256, "dropout": 0.1}
     return ModelConfig(n_layer=layers, n_embd=width, **more).resolve(vocabulary)
+
+
+def allocations(seen: profile) -> list[int]:
+    """Bytes that were taken (and given back, below 0), in the order of time."""
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 
 
 def peak_of_training(config: ModelConfig, rows: int, precision: torch.dtype) -> int:
