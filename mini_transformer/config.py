@@ -150,7 +150,7 @@ class RunConfig:
     tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
     overwrite: bool = option(False, "replace a run that the folder holds", local=True)
     init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
-    generations: int = option(1, "train N models in turn, each with those before it as teachers", ge=1, le=9)
+    ensemble: int = option(0, "first train N models of other seeds, as teachers of this one", ge=0, le=9)
     teacher: tuple[Path, ...] = option((), "models whose predictions are learnt, too", metavar="DIR", local=True)
     fork: Path | None = option(
         None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True

@@ -45,7 +45,7 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         "overwrite",
         "init_from",
         "teacher",
-        "generations",
+        "ensemble",
         "fork",
         "tensorboard",
         "device",

@@ -61,8 +61,9 @@ def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: st
             passes.compiled = True
         if passes.compiled:
             log(f"Compiled in {time.monotonic() - started:.0f} s")
-    alone = passes.parallel is passes.model  # ranks exchange gradients in the middle of a pass
-    if alone and not proved("recorded as CUDA graphs", lambda: graphed(passes, ids_bt, sorted(set(rows))), plain):
+    # ranks exchange gradients in the middle of a pass, and teachers change with each
+    steady = passes.parallel is passes.model and len(passes.losses) == 1
+    if steady and not proved("recorded as CUDA graphs", lambda: graphed(passes, ids_bt, sorted(set(rows))), plain):
         passes.graphs.clear()
     passes.zero_grad()
 

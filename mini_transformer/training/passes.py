@@ -26,9 +26,12 @@ SHARE = 1024  # tokens for a thread: with fewer, threads wait for Python, which 
 class Passes:
     """The passes of one model in the precision of a run."""
 
-    def __init__(self, model: Decoder, parallel: nn.Module, precision: torch.dtype, loss: Loss) -> None:
-        """`parallel`: the module whose forward pass trains the model on all ranks, or the model itself."""
-        self.model, self.parallel, self.precision, self.loss = model, parallel, precision, loss
+    def __init__(self, model: Decoder, parallel: nn.Module, precision: torch.dtype, *losses: Loss) -> None:
+        """`parallel`: the module whose forward pass trains the model on all ranks, or the model itself.
+
+        Of several losses each step takes the next.
+        """
+        self.model, self.parallel, self.precision, self.losses = model, parallel, precision, losses
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         alone = parallel is model and not isinstance(model, FSDPModule) and self.device.type == "cpu"
@@ -61,8 +64,8 @@ class Passes:
     ) -> Tensor:
         """Add the gradients of a micro-batch to those of the parameters; returns its loss, divided by `count`.
 
-        `seed` and `rows`, the numbers of the rows in the whole batch, decide what is dropped. Ranks exchange gradients
-        after the `last` micro-batch of a step.
+        `seed`, which ends in the number of the step, and `rows`, the numbers of the rows in the whole batch, decide
+        what is dropped. Ranks exchange gradients after the `last` micro-batch of a step.
         """
         if (shares := self.shares(*inputs_bt.shape)) > 1:
             return self._in_threads(shares, seed, rows, inputs_bt, targets_bt, count)
@@ -70,15 +73,21 @@ class Passes:
         if graph := self.graphs.get(tuple(inputs_bt.shape)):
             return graph(inputs_bt, targets_bt, 1 / count)
         with gradient_sync(self.parallel, last):
-            loss = self.loss_sum(self.parallel, inputs_bt, targets_bt, self.loss)[0] / count
+            loss = self.loss_sum(self.parallel, inputs_bt, targets_bt, self._loss_of(seed))[0] / count
             (loss * gradient_scale(self.parallel)).backward()
         return loss.detach()
 
+    def _loss_of(self, seed: Sequence[int]) -> Loss:
+        return self.losses[seed[-1] % len(self.losses)]
+
     def record(self, ids_bt: Tensor) -> None:
-        """From now on take batches of the shape of this one by a CUDA graph. Gradients are never freed any more."""
+        """From now on take batches of the shape of this one by a CUDA graph. Gradients are never freed any more.
+
+        A graph has one loss.
+        """
 
         def run(inputs_bt: Tensor, targets_bt: Tensor, scale: Tensor) -> Tensor:
-            loss = self.loss_sum(self.model, inputs_bt, targets_bt, self.loss)[0] * scale
+            loss = self.loss_sum(self.model, inputs_bt, targets_bt, *self.losses)[0] * scale
             loss.backward()
             return loss.detach()
 
@@ -103,7 +112,7 @@ class Passes:
         def share(i: int) -> tuple[Tensor, list[Tensor]]:
             part = slice(len(rows) * i // shares, len(rows) * (i + 1) // shares)
             seed_dropout(self.model, seed, rows[part])
-            loss = self.loss_sum(self.model, inputs_bt[part], targets_bt[part], self.loss)[0] / count
+            loss = self.loss_sum(self.model, inputs_bt[part], targets_bt[part], self._loss_of(seed))[0] / count
             return loss.detach(), list(torch.autograd.grad(loss, self.parameters))
 
         if self.pool is None:

@@ -31,11 +31,11 @@ from mini_transformer.settings import recorded_settings
 from mini_transformer.training.announcement import announce
 from mini_transformer.training.distillation import Distillation, read_teachers
 from mini_transformer.training.distributed import check_equal, first_on_each_node, from_rank_zero, join, process_group
+from mini_transformer.training.ensemble import with_own_teachers
 from mini_transformer.training.events import check_tensorboard
 from mini_transformer.training.fork import Fork
-from mini_transformer.training.generations import generations
 from mini_transformer.training.initialisation import Source, weights_fingerprint
-from mini_transformer.training.losses import cross_entropy_sum
+from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.parallel import pick_parallel
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment, start_command
 from mini_transformer.training.timing import fit_to_minutes, recorded_iterations
@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> None:
         check_tensorboard()
     if config.optim.batch_size < world_size():
         raise UserError(f"`batch_size` {config.optim.batch_size}: is less than the {world_size()} processes")
-    parts = generations(config)
+    parts = with_own_teachers(config)
     device = pick_device(config.run.device, config.run.gpus)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -62,7 +62,8 @@ def train(config: TrainConfig) -> None:
     with process_group(device, config.run.rank_timeout, single=config.run.parallel == "fsdp"):
         for number, (part, data) in enumerate(zip(parts, prepared, strict=True), start=1):
             if len(parts) > 1:
-                log(f"\nGeneration {number} of {len(parts)}, in {part.run.out_dir}")
+                what = "The model" if part is parts[-1] else f"Teacher {number} of {len(parts) - 1}"
+                log(f"\n{what}, in {part.run.out_dir}")
             _train(part, data, device)
 
 
@@ -101,7 +102,9 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         if source:
             source.copy_to(model, data.tokenizer)
             source = None  # not to be kept in memory
-        loss = Distillation(teachers, config.optim.teacher_weight) if teachers else cross_entropy_sum
+        weight = config.optim.teacher_weight
+        losses: list[Loss] = [Distillation(teacher, weight) for teacher in teachers]
+        losses = losses or [cross_entropy_sum]
         parallel = pick_parallel(config.run.parallel, model.parameter_counts()[0], device)
         environment = describe_environment(device.type, precision, parallel)
         before = record.get("environment", {}) if record else environment
@@ -109,11 +112,11 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
         if changed:
             log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
         if config.run.max_minutes and record is None and not fork:
-            trial = Trainer(config, data, copy.deepcopy(model), folder, precision, stop, parallel, loss)
+            trial = Trainer(config, data, copy.deepcopy(model), folder, precision, stop, parallel, losses)
             config = fit_to_minutes(config, trial)
             del trial
             wanted = describe_run(config, data)
-        trainer = Trainer(config, data, model, folder, precision, stop, parallel, loss)
+        trainer = Trainer(config, data, model, folder, precision, stop, parallel, losses)
         announce(trainer, parallel)
         if rank() == 0:
             if record is None:

@@ -9,6 +9,7 @@ import math
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -60,7 +61,7 @@ class Trainer:
         precision: torch.dtype,
         stop: threading.Event,
         parallel: str = "none",
-        loss: Loss = cross_entropy_sum,
+        losses: Sequence[Loss] = (cross_entropy_sum,),
     ) -> None:
         self.config, self.data, self.model, self.folder = config, data, model, folder
         self.precision, self.stop = precision, stop
@@ -68,7 +69,7 @@ class Trainer:
         self.block_size, self.batch_size = model.config.block_size, config.optim.batch_size
         self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
         self.parallel = parallelise(model, parallel)
-        self.passes = Passes(model, self.parallel, precision, loss)
+        self.passes = Passes(model, self.parallel, precision, *losses)
         rows = config.run.micro_batch_size or fitting_rows(self.passes, self.batch_size, parallel)
         if self.parallel is not self.model:
             self.passes.warm_up(self.block_size)

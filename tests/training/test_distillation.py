@@ -12,6 +12,7 @@ from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training.distillation import Distillation
 from mini_transformer.training.losses import cross_entropy_sum
+from mini_transformer.training.passes import Passes
 from tests.conftest import FABLES, TINY
 from tests.training.test_initialisation import interrupt
 
@@ -31,25 +32,33 @@ def some_model(seed: int, dropout: float = 0.0) -> Decoder:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("number", [1, 3])
-def test_the_loss_is_the_cross_entropy_with_the_mixture(weight: float, number: int) -> None:
-    model, teachers = some_model(0), [some_model(i + 1, dropout=0.5).eval() for i in range(number)]
+def test_the_loss_is_the_cross_entropy_with_the_mixture(weight: float) -> None:
+    model, teacher = some_model(0), some_model(1, dropout=0.5).eval()
     inputs_bt, targets_bt = torch.randint(50, (2, 3, 16))
     with torch.no_grad():
-        mean_btv = torch.stack([teacher(inputs_bt).softmax(-1) for teacher in teachers]).mean(0)
-    mixture_btv = weight * mean_btv + (1 - weight) * F.one_hot(targets_bt, 50)
+        mixture_btv = weight * teacher(inputs_bt).softmax(-1) + (1 - weight) * F.one_hot(targets_bt, 50)
     expected = F.cross_entropy(model(inputs_bt).flatten(0, 1), mixture_btv.flatten(0, 1), reduction="sum")
     expected_gradients = torch.autograd.grad(expected, list(model.parameters()))
-    loss, count = Distillation(teachers, weight)(model, inputs_bt, targets_bt)
+    loss, count = Distillation(teacher, weight)(model, inputs_bt, targets_bt)
     assert (loss.item(), count) == (pytest.approx(expected.item(), rel=1e-5), 48)
     for gradient, right in zip(torch.autograd.grad(loss, list(model.parameters())), expected_gradients, strict=True):
         assert torch.allclose(gradient, right, atol=1e-4)
-    assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_the_teachers_take_turns() -> None:
+    model, teachers = some_model(0), [some_model(i) for i in (1, 2, 3)]
+    losses = [Distillation(teacher, 0.5) for teacher in teachers]
+    inputs_bt, targets_bt = torch.randint(50, (2, 3, 16))
+    passes = Passes(model, model, torch.float32, *losses)
+    found = [passes.backward((7, 0, i), range(3), inputs_bt, targets_bt, 1, True).item() for i in range(5)]
+    expected = [loss(model, inputs_bt, targets_bt)[0].item() for loss in losses]
+    assert found == pytest.approx([*expected, *expected[:2]], rel=1e-5)
 
 
 def test_without_weight_it_is_the_loss_of_the_text() -> None:
     model, inputs_bt, targets_bt = some_model(0), *torch.randint(50, (2, 3, 16))
-    loss, _ = Distillation([some_model(1)], 0.0)(model, inputs_bt, targets_bt)
+    loss, _ = Distillation(some_model(1), 0.0)(model, inputs_bt, targets_bt)
     assert loss.item() == pytest.approx(cross_entropy_sum(model, inputs_bt, targets_bt)[0].item(), rel=1e-5)
 
 

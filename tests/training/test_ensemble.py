@@ -1,4 +1,4 @@
-"""Runs that train their own teachers."""
+"""Runs that train an ensemble of teachers first."""
 
 import json
 from collections.abc import Callable
@@ -16,23 +16,23 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_generations_are_what_runs_with_teachers_are(tmp_path: Path, call: Call) -> None:
+def test_an_ensemble_is_what_runs_and_one_with_teachers_are(tmp_path: Path, call: Call) -> None:
     out, first, second, third = (tmp_path / name for name in ("out", "1", "2", "3"))
-    code, said, err = call("train", *FLAGS, "--generations", 3, "--out-dir", out)
+    code, said, err = call("train", *FLAGS, "--ensemble", 2, "--out-dir", out)
     assert code == 0, err
-    assert f"Generation 2 of 3, in {out / 'teachers' / '2'}" in said
-    for folder, seed, teachers in ((first, 3, []), (second, 4, [first]), (third, 2, [first, second])):
+    assert f"Teacher 2 of 2, in {out / 'teachers' / '2'}" in said
+    for folder, seed, teachers in ((first, 3, []), (second, 4, []), (third, 2, [first, second])):
         flags = [*FLAGS[:-1], seed, *(["--teacher", *teachers] if teachers else []), "--out-dir", folder]
         assert call("train", *flags)[0] == 0
     assert weights(first) == weights(out / "teachers" / "1")
     assert weights(second) == weights(out / "teachers" / "2")
     assert weights(third) == weights(out)
-    assert call("train", *FLAGS, "--generations", 3, "--out-dir", out)[1].count("this run is finished") == 3
+    assert call("train", *FLAGS, "--ensemble", 2, "--out-dir", out)[1].count("this run is finished") == 3
 
 
-def test_a_generation_that_was_stopped_goes_on(tmp_path: Path, call: Call) -> None:
+def test_an_ensemble_that_was_stopped_goes_on(tmp_path: Path, call: Call) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    flags = [*FLAGS, "--generations", 2, "--out-dir"]
+    flags = [*FLAGS, "--ensemble", 1, "--out-dir"]
     assert call("train", *flags, whole)[0] == 0
     interrupt(call, stopped / "teachers" / "1", *flags, stopped, out_dir=stopped)
     assert not (stopped / "run.json").exists()
@@ -45,8 +45,8 @@ def test_a_generation_that_was_stopped_goes_on(tmp_path: Path, call: Call) -> No
 def test_what_does_not_go_together_is_refused_before_anything_is_trained(
     trained: Path, tmp_path: Path, call: Call
 ) -> None:
-    code, _, err = call("train", *FLAGS, "--generations", 2, "--out-dir", trained)
-    assert (code, err.startswith(f"train: --out-dir: {trained} holds a run without generations; ")) == (2, True), err
+    code, _, err = call("train", *FLAGS, "--ensemble", 1, "--out-dir", trained)
+    assert (code, err.startswith(f"train: --out-dir: {trained} holds a run without an ensemble; ")) == (2, True), err
     assert not (trained / "teachers").exists()
-    code, _, err = call("train", *FLAGS, "--generations", 2, "--out-dir", trained, "--fork", tmp_path / "new")
+    code, _, err = call("train", *FLAGS, "--ensemble", 1, "--out-dir", trained, "--fork", tmp_path / "new")
     assert (code, err.startswith("train: --fork: ")) == (2, True), err
