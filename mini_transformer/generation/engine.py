@@ -107,9 +107,6 @@ class Engine:
             for i, token in tokens:
                 if piece := texts[i].step(token):
                     yield first + i, piece
-            for i, text in enumerate(texts):
-                if piece := text.end():
-                    yield first + i, piece
 
     def score(self, text: str) -> Score:
         """How likely the model finds a text, token by token. Raises `UserError` if it is empty."""

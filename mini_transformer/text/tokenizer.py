@@ -250,7 +250,10 @@ class Tokenizer:
 
 
 class DecodeStream:
-    """The text of token ids as they come, in pieces of whole characters, with `separator` for `<|endoftext|>`."""
+    """The text of token ids as they come, in pieces of whole characters, with `separator` for `<|endoftext|>`.
+
+    A character that the last token leaves incomplete is not shown.
+    """
 
     def __init__(self, tokenizer: Tokenizer, separator: str) -> None:
         self._tokenizer, self._separator = tokenizer, separator
@@ -260,7 +263,3 @@ class DecodeStream:
         """The text that one more token completes; may be empty."""
         is_eot = i == self._tokenizer.eot_id
         return self._decoder.decode(self._tokenizer.bytes_of(i), final=is_eot) + (self._separator if is_eot else "")
-
-    def end(self) -> str:
-        """What is left of an incomplete character."""
-        return self._decoder.decode(b"", final=True)
