@@ -97,6 +97,7 @@ class OptimConfig:
     batch_size: int = option(64, "number of blocks per iteration, over all processes", ge=1, le=2**20)
     warmup_iters: int = option(100, "iterations of linear warm-up (at most a tenth of the phase)", ge=0)
     weight_decay: float = option(0.1, "decoupled weight decay of the matrices", ge=0.0)
+    embedding_decay: float = option(1.0, "share of it that embedding and head get", ge=0.0, le=1.0)
     beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)
     beta2: float = option(0.99, "AdamW second-moment decay", ge=0.0, le=0.99999)
     grad_clip: float = option(1.0, "maximum gradient norm", gt=0.0)
@@ -129,9 +130,7 @@ class RunConfig:
     val_data: Path | None = option(None, "validation text (default: part of --data)", metavar="FILE", local=True)
     encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
     seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
-    max_minutes: float = option(
-        0.0, "train for as many iterations as fit so many minutes, start and end included", ge=0.0, le=1e6
-    )
+    max_minutes: float = option(0.0, "as many iterations as fit N minutes, start and end included", ge=0.0, le=1e6)
     eval_interval: int = option(100, "evaluate every N iterations", ge=1)
     eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)
     early_stop: int = option(0, "end a phase after N evaluations without improvement (0: never)", ge=0)
