@@ -97,7 +97,6 @@ class OptimConfig:
     batch_size: int = option(64, "number of blocks per iteration, over all processes", ge=1, le=2**20)
     warmup_iters: int = option(100, "iterations of linear warm-up (at most a tenth of the phase)", ge=0)
     weight_decay: float = option(0.1, "decoupled weight decay of the matrices", ge=0.0)
-    embedding_decay: float = option(1.0, "share of it that embedding and head get", ge=0.0, le=1.0)
     beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)
     beta2: float = option(0.99, "AdamW second-moment decay", ge=0.0, le=0.99999)
     grad_clip: float = option(1.0, "maximum gradient norm", gt=0.0)

@@ -9,8 +9,6 @@ from mini_transformer.model.moe import Router
 from mini_transformer.training.distributed import sum_over_ranks
 from mini_transformer.training.parallel import add_to
 
-EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
-
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: to matrices, not to norms, sinks and biases (some biases have two axes)."""
@@ -18,19 +16,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(model: Decoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in three groups, by their weight decay.
-
-    Embedding and head have their share of it: most of their rows, those of rarer tokens, get a gradient now and then
-    only, but shrink at each step.
-    """
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in two groups: with and without weight decay."""
     named = list(model.named_parameters())
-    embeddings = [p for n, p in named if n in EMBEDDINGS]
-    matrices = [p for n, p in named if decays(n, p) and n not in EMBEDDINGS]
+    matrices = [p for n, p in named if decays(n, p)]
     others = [p for n, p in named if not decays(n, p)]
-    assert len({*embeddings, *matrices, *others}) == len(embeddings) + len(matrices) + len(others) == len(named)
-    decay = config.weight_decay
-    parts = ((matrices, decay), (embeddings, decay * config.embedding_decay), (others, 0.0))
-    groups = [{"params": parameters, "weight_decay": share} for parameters, share in parts]
+    assert len({id(p) for p in matrices + others}) == len(matrices) + len(others) == len(named)
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = named[0][1].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
 
