@@ -1,9 +1,8 @@
 """Make the base model of the package from a finished run: its folder, with weights of 16 bits.
 
-    python train.py --recipe base --data theatre-en-vers.txt --out-dir base-out
-    python tools/base_model.py base-out [mini_transformer/base]
+    python tools/base_model.py RUN [mini_transformer/base]
 
-float16 rounds weights of this size to eight times finer steps than bfloat16, in as many bytes.
+docs/base.md has the commands of the run. Weights are in bfloat16, which the compiled step of writing reads as it is.
 """
 
 import json
@@ -22,9 +21,9 @@ def main(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(source / name, target / name)
-    config = json.loads((target / "config.json").read_text(encoding="utf-8")) | {"dtype": "float16"}
+    config = json.loads((target / "config.json").read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
     (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    weights = {name: tensor.to(torch.float16) for name, tensor in load_file(source / "model.safetensors").items()}
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(source / "model.safetensors").items()}
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()) / 1e6:.2f} MB")
 
