@@ -106,7 +106,7 @@ class Trainer:
             self._calibrate()
             write_text(self.folder, self.sample_text(FINAL_TOKENS))
             self._write_results()
-        except (Stopped, UserError) as error:  # on all ranks: what they are writing will be whole
+        except (Stopped, UserError, OSError) as error:  # on all ranks: what they are writing will be whole
             if isinstance(error, Stopped) and not (error.args or saved):
                 self._save()
             self.folder.checkpoints.wait()

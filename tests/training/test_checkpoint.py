@@ -20,6 +20,7 @@ import torch
 
 from mini_transformer.config import ModelConfig, OptimConfig
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.training import sharded
 from mini_transformer.training.checkpoint import Checkpoints, Progress, State
 from mini_transformer.training.fork import copy_checkpoint
 from mini_transformer.training.optimizer import make_optimizer
@@ -287,6 +288,28 @@ def test_a_full_disk_is_told(
         rf"train: {out}/checkpoints/0-train-\d+.{suffix}: cannot be written \(the disk is full\){end}\n", err
     )
     assert [path for path in names(out) if not path.startswith(".")] == ([names(out)[-1]] if whole else [])
+    assert not list(out.rglob("*.temporary"))
+
+
+def test_a_disk_that_a_checkpoint_fills_behind_the_back_of_training(
+    disk: Callable[[str], Path], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = sharded._Writer.write_data
+
+    def slowly(*args: Any) -> Any:
+        try:
+            return write(*args)
+        except OSError:
+            time.sleep(2)  # meanwhile training has a line for metrics.jsonl, and no room for it
+            raise
+
+    monkeypatch.setattr(sharded._Writer, "write_data", slowly)
+    monkeypatch.setattr("mini_transformer.training.trainer.is_quick", lambda *_: False)  # no line has room already
+    out = disk("900k") / "out"
+    flags = ["--data", FABLES, *FLAGS, "--max-iters", 300, "--checkpoint-interval", 1, "--eval-interval", 1000]
+    code, _, err = call("train", *flags, "--cache-dir", tmp_path / "cache", "--out-dir", out, "--parallel", "fsdp")
+    assert code == 2
+    assert re.fullmatch(rf"train: {out}/checkpoints/0-train-\d+.dcp: cannot be written \(the disk is full\)\n", err)
     assert not list(out.rglob("*.temporary"))
 
 
