@@ -23,7 +23,7 @@ SHAPE = ("n_layer", "n_embd", "n_head", "block_size", "batch_size", "dropout")
 def test_the_names_are_those_of_the_docs() -> None:
     fables = ["fables-10min", "fables-1h", "finetune"]
     french = ["french-large", "french-then-fables"]
-    assert recipe_names() == ["base", *fables, *french, "laptop", "mission", "shakespeare-3min", "tiny"]
+    assert recipe_names() == ["base", *fables, *french, "gpu", "laptop", "mission", "shakespeare-3min", "tiny"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
