@@ -7,6 +7,7 @@ step alone. Control values are CPU tensors and go over gloo; NCCL carries the gr
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from mini_transformer.errors import UserError
 from mini_transformer.runtime import is_launched, local_rank, node, rank, world_size
 
 POLL = 0.2  # seconds between looks at the store
-_PARENT = os.getppid()
+LAUNCHER = "MINI_TRANSFORMER_LAUNCHER"  # what our own launcher tells its ranks: it may be gone before they look
+_PARENT = int(os.environ.get(LAUNCHER, 0)) or os.getppid()
 _store: Any = None  # a torch.distributed.Store
 _group: Any = None  # kept for good: DDP, as the last to let go of it, might wait for a thread that waits for Python
 
@@ -31,10 +33,20 @@ def join() -> None:
     """Meet the other ranks in the store that the launcher names; the process group comes later, see `process_group`."""
     global _store
     if is_launched() and _store is None:
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
         store, _, _ = next(rendezvous("env://"))
         # a launcher that starts ranks again keeps its store, with what those before them have said
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         _store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+
+
+def _end_with_launcher() -> None:
+    """Until training begins, end this process if the launcher is gone: to its store PyTorch would try to connect for
+    half an hour, and there is nothing to save yet."""
+    while _group is None:
+        if launcher_is_gone():
+            os._exit(1)
+        time.sleep(POLL)
 
 
 @contextmanager
@@ -57,8 +69,6 @@ def first_on_each_node() -> Iterator[None]:
 
 def _wait(is_so: Any) -> None:
     while not is_so(_store):
-        if launcher_is_gone():
-            raise SystemExit(1)
         time.sleep(POLL)
 
 

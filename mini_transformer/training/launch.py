@@ -14,6 +14,7 @@ from pathlib import Path
 from mini_transformer.config import TrainConfig, check
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import gpu_ids, pick_device
+from mini_transformer.training.distributed import LAUNCHER
 
 
 def processes(config: TrainConfig) -> int:
@@ -40,6 +41,7 @@ def launch(argv: Sequence[str], processes: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the name of the machine need not lead anywhere
+    os.environ[LAUNCHER] = str(os.getpid())
     package = str(Path(__file__).parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as logs:
@@ -64,4 +66,5 @@ def launch(argv: Sequence[str], processes: int) -> int:
             return 130
         finally:
             logging.disable(logging.NOTSET)
+            del os.environ[LAUNCHER]
     return 0

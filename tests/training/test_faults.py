@@ -97,6 +97,15 @@ def test_a_rank_that_is_gone_or_silent_is_restarted(tmp_path: Path, number: sign
     assert weights(out) == weights(tmp_path / "whole")
 
 
+def test_without_a_launcher_ranks_that_have_just_started_end(tmp_path: Path) -> None:
+    """They would try to connect to its store for half an hour."""
+    process = start(tmp_path, "--out-dir", tmp_path / "out", "--nproc", 2)
+    while len(ranks(tmp_path / "out")) < 2:
+        time.sleep(0.01)
+    kill([process.pid])
+    assert process.communicate(timeout=60) == ("", "")
+
+
 def test_without_a_launcher_ranks_save_and_end(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(tmp_path, "--max-iters", 100_000, "--checkpoint-interval", 5, "--out-dir", out, "--nproc", 2)
