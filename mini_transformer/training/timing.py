@@ -7,6 +7,7 @@ from dataclasses import replace
 from mini_transformer.config import TrainConfig
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import STARTED
+from mini_transformer.training.averaging import averaged_weights
 from mini_transformer.training.calibration import EVALUATIONS
 from mini_transformer.training.distributed import from_rank_zero
 from mini_transformer.training.run_folder import RUN, RunFolder
@@ -50,7 +51,8 @@ def fit_to_minutes(config: TrainConfig, trainer: Trainer) -> TrainConfig:
 def _measure(trainer: Trainer, seconds: float) -> tuple[float, float]:
     """The time of a step and of an evaluation, in seconds, tried out for about so many."""
     begun = time.monotonic()
-    trainer.validation_loss()
+    with averaged_weights(trainer.model):
+        trainer.validation_loss()
     evaluation = time.monotonic() - begun
     steps = 0
     while from_rank_zero(steps < 2 * WARM_UP or time.monotonic() - begun < seconds):

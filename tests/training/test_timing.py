@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mini_transformer.training import timing
+from mini_transformer.training.trainer import Trainer
 from tests.conftest import TINY, spawn
 
 Call = Callable[..., tuple[int, str, str]]
@@ -50,6 +51,22 @@ def test_a_killed_run_keeps_its_iterations_and_its_record_repeats_it(words: list
     assert spawn(["-m", "mini_transformer", *again, "--recipe", out / "run.json"], tmp_path).wait(60) == 0
     weights = [(folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "again")]
     assert weights[0] == weights[1]
+
+
+def test_evaluations_are_tried_out_without_dropout(
+    words: list[object], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the masks are for the rows of a step, which a validation batch need not have."""
+    training, loss = [], Trainer.validation_loss
+
+    def watched(trainer: Trainer) -> float:
+        training.append(trainer.model.training)
+        return loss(trainer)
+
+    monkeypatch.setattr(Trainer, "validation_loss", watched)
+    monkeypatch.setattr(timing, "STARTED", time.monotonic())
+    assert call(*words, "--max-minutes", 0.1)[0] == 0
+    assert set(training) == {False}
 
 
 def test_a_finished_run_stays_and_its_record_repeats_it(
