@@ -58,6 +58,9 @@ def test_it_writes_where_there_is_no_other_model(
 
 def test_training_starts_from_it(tmp_path: Path, fables: Path, call: Call) -> None:
     flags = ["--data", fables, "--recipe", "finetune", "--max-iters", 3, "--eval-iters", 5]
-    code, out, err = call("train", "--init-from", "base", *flags, "--out-dir", tmp_path / "out")
+    code, out, err = call("train", *flags, "--out-dir", tmp_path / "out")
     assert code == 0, err
     assert f"have a row in {BASE}" in out
+    code, out, err = call("train", *flags, "--init-from", tmp_path / "out", "--out-dir", tmp_path / "next")
+    assert code == 0, err
+    assert f"have a row in {tmp_path / 'out'}" in out

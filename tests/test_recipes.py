@@ -93,6 +93,7 @@ def test_the_record_of_a_run(tmp_path: Path) -> None:
         ("a.toml", b"[settings]\nn_layer = 0", "n_layer: 0 is too small: at least 1"),
         ("a.toml", b"[settings]\nn_layer = 0x" + b"f" * 9000, "n_layer: the number is too large"),
         ("a.toml", b"[settings]\nlr = nan", "lr: nan is not a number to work with"),
+        ("a.toml", b"[settings]\ninit_from = 'x'", "init_from: concerns one machine or one call: give it as a flag"),
         ("a.toml", b"[settings]\nout_dir = 'x'", "out_dir: concerns one machine or one call: give it as a flag"),
         ("run.json", b"[]", "no recipe: it has no table of settings"),
         ("run.json", b"{", "cannot be read as JSON"),

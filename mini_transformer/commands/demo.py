@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     add_fields(parser, RunConfig, ["overwrite"])
     given = vars(parser.parse(argv))
     run = fill(RunConfig, given)
-    words = ["--recipe", "tiny"] if given["from_scratch"] else ["--init-from", "base", "--recipe", "finetune"]
+    words = ["--recipe", "tiny"] if given["from_scratch"] else ["--recipe", "finetune"]
     words += ["--max-iters", str(given["max_iters"])] if given["max_iters"] else []
     words = [*_write_texts(run.out_dir), *words, "--out-dir", str(run.out_dir)] + ["--overwrite"] * run.overwrite
     print(f"mini-transformer train {shlex.join(words)}\n", flush=True)

@@ -60,7 +60,7 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
         raise UserError(f"{name}: fingerprints: expected a table of texts")
     try:
         for key, value in table["settings"].items():
-            if find_setting(key).metadata.get("local"):
+            if find_setting(key).metadata.get("local") and (key, value) != ("init_from", "base"):  # which all have
                 raise UserError(f"`{key}`: concerns one machine or one call: give it as a flag")
             settings[key] = to_type(find_setting(key), value)
     except UserError as error:  # a setting in a file is no flag
