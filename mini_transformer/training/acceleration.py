@@ -1,7 +1,8 @@
 """What makes the passes of a run on a GPU fast: compiled blocks and CUDA graphs, each proved at the start.
 
 Either is tried on random tokens against the plain pass, its loss and its gradients. Where it fails or finds something
-else, the run goes on without it and says why.
+else, or not the same twice, the run goes on without it and says why. Gradients of many layers are far apart by rounding
+alone, since a logit of a router that is rounded otherwise chooses another expert: how far, the plain pass tells.
 """
 
 import os
@@ -9,6 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -22,6 +24,8 @@ from mini_transformer.training.passes import Passes
 from mini_transformer.training.proofs import prove_kernels
 
 LOSS, GRADIENTS = 0.01, 0.05  # how far a fast pass may be from the plain one, relative; bfloat16 is that coarse
+ROUNDING = 1.5  # so many times as far as rounding moves the plain one's gradients, if that is more
+REPEATS = 1e-3  # how far it may be from itself; what reads memory that nobody wrote is farther
 WORTH_COMPILING = 180.0  # seconds of plain steps that win back the minute which compiling may take
 
 Found = tuple[float, list[Tensor]]  # a loss and gradients
@@ -46,6 +50,7 @@ def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: st
     generator = torch.Generator().manual_seed(0)
     ids_bt = torch.randint(vocabulary, (max(rows), block_size), generator=generator).to(passes.device)
     plain, seconds = measure(passes, ids_bt)
+    bound = max(GRADIENTS, ROUNDING * moved_by_rounding(passes, ids_bt, plain))
     pays = seconds * steps > WORTH_COMPILING and not missing_compiler()
     if from_rank_zero(compile == "on" or (compile == "auto" and pays)):
         started = time.monotonic()
@@ -54,7 +59,7 @@ def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: st
             setattr(passes.model, part, torch.compile(way, dynamic=False))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what the compiler decides
-                good = proved(f"compiled: the {what}", lambda: measure(passes, ids_bt)[0], plain)
+                good = proved(f"compiled: the {what}", lambda: twice(passes, ids_bt), plain, bound)
             if not good:
                 setattr(passes.model, part, way)
                 break
@@ -63,7 +68,8 @@ def accelerate(passes: Passes, rows: Sequence[int], block_size: int, compile: st
             log(f"Compiled in {time.monotonic() - started:.0f} s")
     # ranks exchange gradients in the middle of a pass, and teachers change with each
     steady = passes.parallel is passes.model and len(passes.losses) == 1
-    if steady and not proved("recorded as CUDA graphs", lambda: graphed(passes, ids_bt, sorted(set(rows))), plain):
+    record = partial(graphed, passes, ids_bt, sorted(set(rows)))
+    if steady and not proved("recorded as CUDA graphs", record, plain, bound):
         passes.graphs.clear()
     passes.zero_grad()
 
@@ -81,7 +87,8 @@ def measure(passes: Passes, ids_bt: Tensor) -> tuple[Found, float]:
     alone = passes.parallel is passes.model
     for _ in range(2):  # the first one warms up
         passes.zero_grad()
-        torch.cuda.synchronize(passes.device)
+        if passes.device.type == "cuda":
+            torch.cuda.synchronize(passes.device)
         started = time.monotonic()
         loss = passes.backward((0,), range(len(ids_bt)), ids_bt, ids_bt, ids_bt.numel(), alone).item()
         seconds = time.monotonic() - started
@@ -89,21 +96,49 @@ def measure(passes: Passes, ids_bt: Tensor) -> tuple[Found, float]:
     return (loss, gradients), seconds
 
 
+def twice(passes: Passes, ids_bt: Tensor) -> Found:
+    """The loss and the gradients of a fast way. Raises `RuntimeError` if they are not the same once more."""
+    first, again = measure(passes, ids_bt)[0], measure(passes, ids_bt)[0]
+    if (far := distance(again[1], first[1])) > REPEATS:
+        raise RuntimeError(f"gradients of the same batch are {far:.3g} apart")
+    return again
+
+
+def moved_by_rounding(passes: Passes, ids_bt: Tensor, plain: Found) -> float:
+    """How far the plain gradients move if the weights of all norms do, by what the precision rounds away."""
+    norms = [p for name, p in passes.model.named_parameters() if "norm" in name]
+    kept, generator = [p.detach().clone() for p in norms], torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in norms:
+            noise = torch.randn(p.shape, generator=generator).to(p.device)
+            p.mul_(1 + torch.finfo(passes.precision).eps / 2 * noise)
+    moved = measure(passes, ids_bt)[0]
+    with torch.no_grad():
+        for p, before in zip(norms, kept, strict=True):
+            p.copy_(before)
+    return distance(moved[1], plain[1])
+
+
+def distance(gradients: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
+    """How far gradients are from others, relative to these."""
+    errors = [a - b for a, b in zip(gradients, plain, strict=True)]
+    return (torch.nn.utils.get_total_norm(errors) / torch.nn.utils.get_total_norm(plain)).item()
+
+
 def graphed(passes: Passes, ids_bt: Tensor, rows: Sequence[int]) -> Found:
     """Record the graphs of so many rows; loss and gradients by the largest."""
     for count in rows:
         passes.record(ids_bt[:count])
-    return measure(passes, ids_bt)[0]
+    return twice(passes, ids_bt)
 
 
-def proved(what: str, fast: Callable[[], Found], plain: Found) -> bool:
-    """Whether a fast way finds what the plain one did, on all ranks; says so if not."""
+def proved(what: str, fast: Callable[[], Found], plain: Found, bound: float = GRADIENTS) -> bool:
+    """Whether a fast way finds what the plain one did, gradients to `bound`, on all ranks; says so if not."""
     reason = "another process cannot"
     try:
         loss, gradients = fast()
-        errors = [a - b for a, b in zip(gradients, plain[1], strict=True)]
-        far = (torch.nn.utils.get_total_norm(errors) / torch.nn.utils.get_total_norm(plain[1])).item()
-        good = abs(loss - plain[0]) <= LOSS * abs(plain[0]) and far <= GRADIENTS
+        far = distance(gradients, plain[1])
+        good = abs(loss - plain[0]) <= LOSS * abs(plain[0]) and far <= bound
         if not good:
             reason = f"loss {loss:.4f} instead of {plain[0]:.4f}, gradients {far:.3f} apart"
     except torch.OutOfMemoryError:

@@ -11,7 +11,7 @@ import torch
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.training import acceleration
-from mini_transformer.training.acceleration import accelerate, proved
+from mini_transformer.training.acceleration import accelerate, distance, measure, moved_by_rounding, proved, twice
 from mini_transformer.training.checkpoint import Checkpoints
 from mini_transformer.training.losses import cross_entropy_sum
 from mini_transformer.training.optimizer import routers
@@ -32,6 +32,29 @@ def test_a_fast_way_that_finds_something_else_is_not_taken(capsys: pytest.Captur
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[-1] == "Not recorded as CUDA graphs; the run goes on without (RuntimeError: no such kernel)"
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [(torch.float32, 0, 1e-4), (torch.bfloat16, 1e-3, 0.2)])
+def test_rounding_moves_gradients_and_leaves_the_weights_alone(
+    precision: torch.dtype, least: float, most: float
+) -> None:
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(block_size=64, n_layer=2, n_embd=64, n_head=4, dropout=0.2).resolve(50)).train()
+    passes, ids = Passes(model, model, precision, cross_entropy_sum), torch.randint(50, (4, 64))
+    before = copy.deepcopy(model.state_dict())
+    plain = measure(passes, ids)[0]
+    assert least < moved_by_rounding(passes, ids, plain) < most
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert distance(twice(passes, ids)[1], plain[1]) < 1e-5
+
+
+def test_a_way_that_is_not_the_same_twice_is_not_taken() -> None:
+    model = Decoder(ModelConfig(block_size=16, n_layer=1, n_embd=32, n_head=2).resolve(50))
+    passes, ids = Passes(model, model, torch.float32, cross_entropy_sum), torch.randint(50, (2, 16))
+    noisy = iter(range(1, 9))
+    model.lm_head.weight.register_hook(lambda gradient: gradient * next(noisy))
+    with pytest.raises(RuntimeError, match="gradients of the same batch are"):
+        twice(passes, ids)
 
 
 def test_a_cpu_says_why_it_does_not_compile(call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
