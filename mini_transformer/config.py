@@ -129,6 +129,7 @@ class RunConfig:
     val_data: Path | None = option(None, "validation text (default: part of --data)", metavar="FILE", local=True)
     encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
     seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
+    epochs: float = option(0.0, "as many iterations as N passes over the training text take", ge=0.0, le=1e6)
     max_minutes: float = option(0.0, "as many iterations as fit N minutes, start and end included", ge=0.0, le=1e6)
     eval_interval: int = option(100, "evaluate every N iterations", ge=1)
     eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)

@@ -12,7 +12,8 @@ from mini_transformer.errors import UserError, did_you_mean
 OF_A_RUN = [f for part in TRAIN_PARTS.values() for f in fields(part) if f.metadata]
 SETTINGS = {f.name: f for f in [*(f for f in fields(PhaseSettings) if f.metadata), *OF_A_RUN]}
 OF_BPE = ("vocab_size", "bpe_dropout")
-ONE_PHASE = ("max_iters", "lr", "data_weights")
+ONE_PHASE = ("max_iters", "epochs", "lr", "data_weights")
+LENGTHS = ("epochs", "max_minutes")  # what comes to a number of iterations
 TWO_PHASES = tuple(f.name for f in fields(PhaseSettings) if "pretrain" in f.name or "finetune" in f.name)
 SHAPE = frozenset(f.name for f in fields(ModelConfig) if f.metadata) - {"dropout"}  # of the weights and their use
 MIXTURE = frozenset({"data_weights", "pretrain_data_weights", "finetune_data_weights"})
@@ -76,8 +77,10 @@ def train_config(
     if given.get("tokenizer", "bpe") != "bpe":
         dropped = (*dropped, *OF_BPE)  # of the recipe's own tokenizer
     values = {name: value for name, value in (recipe or {}).items() if name not in dropped} | given
-    if any(name.startswith("max_iters") for name in given):
-        values["max_minutes"] = given.get("max_minutes", 0.0)  # a recipe's gives way
+    if "epochs" in given and (others := [name for name in ("max_iters", "max_minutes") if name in given]):
+        raise UserError(f"`epochs`: says how long a run is, as `{others[0]}` does; give one of them")
+    if any(name in LENGTHS or name.startswith("max_iters") for name in given):
+        values |= {name: given.get(name, 0.0) for name in LENGTHS}  # a recipe's give way
     settings, phases = fill(PhaseSettings, values), []
     for name in names:
         data, suffix = ("data", "") if name == "train" else (f"{name}_data", f"_{name}")
@@ -104,7 +107,8 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     for part in (getattr(config, name) for name in TRAIN_PARTS):
         settings = (f for f in fields(part) if f.metadata and not f.metadata.get("local"))
         values |= {f.name: getattr(part, f.name) for f in settings}
-    del values["max_minutes"]  # which came to `max_iters`
+    for name in LENGTHS:  # which came to `max_iters`
+        del values[name]
     folder = Path(config.text.tokenizer)
     return values | {"tokenizer": folder.name if folder.exists() else config.text.tokenizer}
 

@@ -35,7 +35,7 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
     recipes = "; ".join(f"{name}: {load_recipe(name).about}" for name in recipe_names())
     help = f"settings that suit each other ({recipes}), a .toml file, or the run.json of a run to repeat; flags win"
     length.add_argument("--recipe", "--preset", type=name, metavar="NAME|FILE", help=help, default=argparse.SUPPRESS)
-    add_fields(length, RunConfig, ["max_minutes"])
+    add_fields(length, RunConfig, ["epochs", "max_minutes"])
     for setting in ("max_iters", "lr"):
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)

@@ -38,7 +38,7 @@ from mini_transformer.training.initialisation import Source, weights_fingerprint
 from mini_transformer.training.losses import Loss, cross_entropy_sum
 from mini_transformer.training.parallel import pick_parallel
 from mini_transformer.training.run_folder import VALIDATION, Record, RunFolder, describe_environment, start_command
-from mini_transformer.training.timing import fit_to_minutes, recorded_iterations
+from mini_transformer.training.timing import fit_to_epochs, fit_to_minutes, recorded_iterations
 from mini_transformer.training.trainer import Trainer
 
 
@@ -80,6 +80,8 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
     source = Source.read(config.run.init_from) if config.run.init_from else None
     teachers = read_teachers(config.run.teacher, data.tokenizer, config.model.block_size, device)
     folder = RunFolder(config.run.out_dir, config.run.keep)
+    if config.run.epochs:
+        config = fit_to_epochs(config, data)
     if config.run.max_minutes:
         config = from_rank_zero(recorded_iterations(config, folder) if rank() == 0 else None)
     wanted = describe_run(config, data)

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 from mini_transformer.config import TrainConfig
+from mini_transformer.data.prepare import TrainingData
 from mini_transformer.errors import UserError
 from mini_transformer.runtime import STARTED
 from mini_transformer.training.averaging import averaged_weights
@@ -28,6 +29,12 @@ def recorded_iterations(config: TrainConfig, folder: RunFolder) -> TrainConfig:
         return config
     phases = (replace(phase, iters=settings[name]) for phase, name in zip(config.phases, names, strict=True))
     return replace(config, phases=tuple(phases))
+
+
+def fit_to_epochs(config: TrainConfig, data: TrainingData) -> TrainConfig:
+    """The same run with as many iterations as `epochs` passes over the text of its phase take, the last one begun."""
+    tokens, each = config.run.epochs * data.phases[0].batches.epoch_tokens, config.optim.batch_size * data.block_size
+    return replace(config, phases=(replace(config.phases[0], iters=math.ceil(tokens / each)),))
 
 
 def fit_to_minutes(config: TrainConfig, trainer: Trainer) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""`--max-minutes`: as many iterations as fit, decided before the first one and kept ever after."""
+"""`--max-minutes` and `--epochs`: as many iterations as fit, decided before the first one and kept ever after."""
 
 import json
 import signal
@@ -107,3 +107,40 @@ def test_iterations_that_are_asked_for_win_over_the_minutes_of_a_recipe(
     recipe.write_text("[settings]\nmax_minutes = 60\n")
     assert call(*words, "--recipe", recipe, "--max-iters", 3)[0] == 0
     assert settings(tmp_path / "out")["max_iters"] == 3
+
+
+def test_epochs_are_passes_over_the_training_text(words: list[object], tmp_path: Path, call: Call) -> None:
+    code, log, err = call(*words, "--epochs", 2)
+    assert code == 0, err
+    assert ", 2.0 epochs" in log
+    out, again = tmp_path / "out", tmp_path / "again"
+    iterations = settings(out)["max_iters"]
+    assert call(*words, "--max-iters", iterations)[0] == 0  # the same run, which is finished
+    assert call(*words[:3], "--out-dir", again, *words[5:], "--recipe", out / "run.json")[0] == 0
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+
+
+def test_epochs_of_a_recipe_give_way_to_other_lengths(words: list[object], tmp_path: Path, call: Call) -> None:
+    recipe = tmp_path / "epochs.toml"
+    recipe.write_text("[settings]\nepochs = 60\n")
+    assert call(*words, "--recipe", recipe, "--max-iters", 3)[0] == 0
+    assert settings(tmp_path / "out")["max_iters"] == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--max-iters", 3], "--epochs: says how long a run is, as --max-iters does; give one of them"),
+        (["--max-minutes", 3], "--epochs: says how long a run is, as --max-minutes does; give one of them"),
+    ],
+)
+def test_one_length_is_enough(words: list[object], call: Call, more: list[object], message: str) -> None:
+    code, _, err = call(*words, "--epochs", 2, *more)
+    assert code == 2
+    assert message in err
+
+
+def test_epochs_are_of_one_phase(fables: Path, call: Call) -> None:
+    code, _, err = call("train", "--pretrain-data", fables, "--finetune-data", fables, "--epochs", 2)
+    assert code == 2
+    assert "--epochs: belongs to training in one phase (--data)" in err
