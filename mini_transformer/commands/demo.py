@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if code := train.main(words):
         return code
     print("\nA fable that it writes:\n", flush=True)
-    words = ["--model-dir", str(run.out_dir), "--max-new-tokens", "700", "--temperature", "0.6"]
+    words = ["--model-dir", str(run.out_dir), "--max-new-tokens", "700", "--top-p", "0.9"]
     if code := generate.main([*words, "--prompt", f"{TITLE}\n\n", "--seed", "1", "--stop-at-end"]):
         return code
     command = sys.argv[0] if Path(sys.argv[0]).name == "mini-transformer" else "mini-transformer"
