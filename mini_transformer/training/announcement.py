@@ -52,7 +52,8 @@ def small_command(config: TrainConfig) -> str:
     if config.run.out_dir != RunConfig.out_dir:
         words += ["--out-dir", config.run.out_dir]
     about = load_recipe(SMALL).about
-    return f"{about}: {shlex.join(map(str, words))}"
+    french = "; a French text learns more with --recipe finetune" if len(config.phases) == 1 else ""
+    return f"{about}: {shlex.join(map(str, words))}{french}"
 
 
 def describe_memory(trainer: Trainer, parallel: str) -> str:

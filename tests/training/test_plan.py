@@ -148,7 +148,8 @@ def test_the_plan_is_printed_and_measuring_the_time_changes_nothing(
     out, err = capsys.readouterr()
     assert "Time: about " in out
     assert "Warning: this run will take about" in err
-    assert f"python train.py --data {FABLES} --recipe fables-10min --out-dir {tmp_path / 'b'}" in err
+    command = f"python train.py --data {FABLES} --recipe fables-10min --out-dir {tmp_path / 'b'}"
+    assert f"{command}; a French text learns more with --recipe finetune" in err
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
