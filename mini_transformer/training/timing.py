@@ -1,4 +1,4 @@
-"""How long a run takes, by steps that are tried out before it; and as many iterations as fit a number of minutes."""
+"""As many iterations as fit a number of epochs, or of minutes, by steps that are tried out before the run."""
 
 import math
 import time
