@@ -63,7 +63,7 @@ def stream(path: Path) -> Iterator[str]:
 def tokenized(path: Path, tokenizer: Tokenizer, folder: Path) -> TokenizedCorpus:
     """Read a text twice, and tokenize it into a new cache."""
     shutil.rmtree(folder, ignore_errors=True)
-    corpus = Corpus(Sources([path], ReaderConfig()), "none", DataCache(folder), 0)
+    corpus = Corpus(Sources([path], ReaderConfig()), 0.0, DataCache(folder), 0)
     deque(corpus.read(), maxlen=0)
     with contextlib.redirect_stdout(io.StringIO()):
         return tokenize(corpus, corpus.read(), tokenizer)

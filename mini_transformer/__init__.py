@@ -4,6 +4,7 @@ The Python interface: `train`, `load`, `evaluate`, and `UserError`, which they r
 wrong. What is heavy is imported when it is used.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ def train(
     in place of `data`. Raises `UserError` for wrong input before anything is written, and `KeyboardInterrupt` if it is
     interrupted: the state is saved then.
     """
+    started = time.monotonic()
     from mini_transformer.commands.train import configure
     from mini_transformer.training.launch import processes
     from mini_transformer.training.run import train as run
@@ -39,7 +41,7 @@ def train(
     if processes(config) > 1:
         raise UserError("`nproc`, `gpus`: one process trains in Python; `train.py` and torchrun start several")
     try:
-        run(config)
+        run(config, started)
     except Stopped as stopped:
         if stopped.args:
             raise KeyboardInterrupt(f"stopped {stopped}; there is nothing to save") from None

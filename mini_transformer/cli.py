@@ -124,6 +124,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         return int(command.main(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         message = with_flags(str(error).replace("\n", " "))
+    except SystemExit as leaving:  # of --help, and of a rank that has nothing to say
+        return int(leaving.code or 0)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -5,7 +5,6 @@ torch is imported where it is used: `log` is for commands that do without it, to
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
 WIDE = 128  # from this width on bfloat16 pays on a CPU
-STARTED = time.monotonic()  # of the process, but for what Python itself took
 
 
 def is_launched() -> bool:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,26 @@ def test_a_run_without_a_finished_step_leaves_its_folder_free(
     mini_transformer.train(FABLES, tmp_path / "out", **SHAPE, lr=1e-3)  # another run, in the same folder
     first = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0]
     assert ("val_loss" in first and '"iteration": 0' in first) == (most > 0)
+
+
+def test_a_folder_is_free_after_an_error_that_someone_keeps(tmp_path: Path) -> None:
+    """A notebook keeps the last error, and with it all that the call had open."""
+    mini_transformer.train(FABLES, tmp_path / "out", **SHAPE)
+    with pytest.raises(UserError, match="a run with other settings") as kept:
+        mini_transformer.train(FABLES, tmp_path / "out", **SHAPE, lr=1e-3)
+    mini_transformer.train(FABLES, tmp_path / "out", **SHAPE, lr=1e-3, overwrite=True)
+    assert kept.value.__traceback__
+
+
+def test_minutes_count_from_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that trains one model after another has run for longer than the minutes of each."""
+    now, hours = time.monotonic, 3600.0
+    monkeypatch.setattr(time, "monotonic", lambda: now() + hours)
+    settings = {name: value for name, value in SHAPE.items() if name != "max_iters"}
+    mini_transformer.train(FABLES, tmp_path / "out", **settings, max_minutes=0.1)
+    assert (tmp_path / "out" / "generated_text.txt").exists()
+
+
+def test_an_unknown_precision_is_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match="`precision`: 'bf16' is none of float32, bfloat16"):
+        mini_transformer.load(trained, "cpu", "bf16")

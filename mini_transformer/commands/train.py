@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,7 @@ def sources(words: Sequence[str], name: str) -> tuple[tuple[Path, ...], tuple[fl
 
 def main(argv: Sequence[str]) -> int:
     """Train a model, or go on with a run that was stopped."""
+    started = time.monotonic()
     if not is_launched():
         config = parse_config(argv)
         from mini_transformer.training.launch import launch, processes
@@ -138,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
         join()
         config = parse_config(argv)
         try:
-            run(config)
+            run(config, started)
         except Stopped as stopped:
             if stopped.args:
                 log(f"Stopped {stopped}; there is nothing to save.")

@@ -5,7 +5,6 @@ Parquet needs `pyarrow`, the Hub needs `datasets`: extras, imported when such a 
 
 import csv
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def _json(path: Path, reader: ReaderConfig) -> Iterator[Any]:
 
 def _csv(path: Path, reader: ReaderConfig) -> Iterator[Any]:
     """Every field as the text that it is: `NA` and `12` too. The separator is the one that splits the header."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(2**31 - 1)  # the most that every system takes
     lines = read_lines(path, reader.encoding)
     first = next((line for line in lines if line.strip()), None)
     if first is None:

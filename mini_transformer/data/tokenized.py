@@ -119,12 +119,15 @@ def _read(folder: Path, tokenizer: Tokenizer) -> _Store | None:
         if not checksums.is_whole(folder):
             return None
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        with open(folder / TOKENS, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         table = (folder / DOCUMENTS).read_bytes()
-        return _store(mapped, table, tokenizer, manifest["files"], manifest["seen"])
+        return _store(_mapped(folder / TOKENS), table, tokenizer, manifest["files"], manifest["seen"])
     except OSError:  # another process may make it anew at this moment
         return None
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _make(folder: Path, corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokenizer) -> _Store:
@@ -143,7 +146,7 @@ def _make(folder: Path, corpus: Corpus, pieces: MarkedPieces, tokenizer: Tokeniz
         table = (part / DOCUMENTS).read_bytes()
         if not table:
             raise nothing_to_learn(corpus.sources.paths)
-        store = _store(np.memmap(part / TOKENS, mode="r"), table, tokenizer, files)
+        store = _store(_mapped(part / TOKENS), table, tokenizer, files)
         manifest = {
             "tokenizer": tokenizer.fingerprint,
             "documents": len(store.table),

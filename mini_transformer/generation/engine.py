@@ -46,6 +46,7 @@ class Engine:
 
         `precision`: bfloat16 rounds the weights, of which a step on a CPU then reads half as many bytes.
         """
+        fill(GenerateConfig, {"precision": precision})  # refuses any other
         folder = model_folder(Path(folder))
         if isinstance(device, str):
             kind, _, number = device.partition(":")  # cuda:1

@@ -8,6 +8,7 @@ Being an ordinary byte-level BPE, it is read the same way by `transformers` and 
 import codecs
 import hashlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -43,6 +44,7 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # ! 
 _OTHERS = iter(range(256, 512))
 BYTE_SYMBOLS = [chr(byte if byte in _PRINTABLE else next(_OTHERS)) for byte in range(256)]
 SYMBOL_BYTES = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
+_ONE_THREAD = threading.Lock()
 
 
 def check_unicode(text: str) -> str:
@@ -77,20 +79,22 @@ def prepend_eot(backend: tokenizers.Tokenizer, eot_id: int) -> None:
 def _panics() -> Iterator[None]:
     """Raise `UserError` where the library panics, as at a pattern of a stranger that takes too long to match.
 
-    It also prints a trace of its own to standard error, past Python, which is kept away meanwhile.
+    It also prints a trace of its own to standard error, past Python, which is kept away meanwhile, for one thread at a
+    time: another one would take that for the terminal.
     """
-    nowhere, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3 gives no other way to know it
-            raise
-        raise UserError(f"{TOKENIZER_FILE}: the library fails with it ({error!s:.200})") from None
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+    with _ONE_THREAD:
+        nowhere, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # pyo3 gives no other way to know it
+                raise
+            raise UserError(f"{TOKENIZER_FILE}: the library fails with it ({error!s:.200})") from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(nowhere)
 
 
 class Tokenizer:

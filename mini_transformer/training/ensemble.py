@@ -18,7 +18,8 @@ TEACHERS = "teachers"
 def with_own_teachers(config: TrainConfig) -> list[TrainConfig]:
     """The runs that a run consists of: those of its own teachers, if it has any, then itself.
 
-    All teachers together get half of `max_minutes`. Raises `UserError` where the folder holds a run without teachers of
+    All teachers together get half of `max_minutes`, which each part counts from its own beginning: one that was stopped
+    leaves the others theirs. Raises `UserError` where the folder holds a run without teachers of
     its own, and for a fork.
     """
     run, number = config.run, config.run.ensemble
@@ -33,7 +34,9 @@ def with_own_teachers(config: TrainConfig) -> list[TrainConfig]:
     without = {name: value for name, value in config.fingerprints.items() if name != "teacher"}
     parts = []
     for i, folder in enumerate(folders, start=1):
-        minutes = run.max_minutes * i / (2 * number)  # since the start of the command
-        part = replace(run, out_dir=folder, seed=run.seed + i, max_minutes=minutes, teacher=(), ensemble=0)
+        part = replace(
+            run, out_dir=folder, seed=run.seed + i, max_minutes=run.max_minutes / (2 * number), teacher=(), ensemble=0
+        )
         parts.append(replace(config, run=part, fingerprints=without))
-    return [*parts, replace(config, run=replace(run, teacher=(*run.teacher, *folders)))]
+    own = replace(run, max_minutes=run.max_minutes / 2, teacher=(*run.teacher, *folders))
+    return [*parts, replace(config, run=own)]

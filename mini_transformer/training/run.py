@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,11 +43,13 @@ from mini_transformer.training.timing import fit_to_epochs, fit_to_minutes, reco
 from mini_transformer.training.trainer import Trainer
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, started: float | None = None) -> None:
     """Train as configured and leave the model in the run's folder; goes on where an earlier call was stopped.
 
+    `started`: the time (`time.monotonic()`) from which `max_minutes` count, now if there is none.
     Raises `UserError` for wrong input before anything is written, `Stopped` when interrupted (the state is saved).
     """
+    started = time.monotonic() if started is None else started
     check(config)
     if config.run.tensorboard:
         check_tensorboard()
@@ -64,7 +67,8 @@ def train(config: TrainConfig) -> None:
             if len(parts) > 1:
                 what = "The model" if part is parts[-1] else f"Teacher {number} of {len(parts) - 1}"
                 log(f"\n{what}, in {part.run.out_dir}")
-            _train(part, data, device)
+            _train(part, data, device, started)
+            started = time.monotonic()  # of the next one's own minutes
 
 
 def _shared(config: TrainConfig) -> TrainConfig:
@@ -72,7 +76,7 @@ def _shared(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, text=dataclasses.replace(config.text, in_memory=0)) if is_launched() else config
 
 
-def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> None:
+def _train(config: TrainConfig, data: TrainingData, device: torch.device, started: float) -> None:
     precision = pick_precision(config.run.precision, device, config.model.n_embd)
     if data.block_size < config.model.block_size:
         log(f"The text is short: the block shrinks from {config.model.block_size} to {data.block_size} tokens")
@@ -89,16 +93,15 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
     if fork:
         config, folder, wanted = fork.config, fork.folder, fork.record
     check_equal("the text or a setting is another", wanted)
-    record = from_rank_zero(folder.open(wanted, config.run.overwrite) if rank() == 0 else None)
-    if record and "forked_from" in record:
-        wanted["forked_from"] = record["forked_from"]
-    if record and record.get("finished"):
-        ways = f"`overwrite` trains it again, {start_command(config.run.out_dir)} starts from its weights"
-        log(with_flags(f"{config.run.out_dir}: this run is finished; nothing to do ({ways})"))
-        return
-    _log_data(config, data, device, precision)
-
-    with stop_on_signal() as stop, _machine_errors(folder, device):
+    with folder, stop_on_signal() as stop, _machine_errors(folder, device):
+        record = from_rank_zero(folder.open(wanted, config.run.overwrite) if rank() == 0 else None)
+        if record and "forked_from" in record:
+            wanted["forked_from"] = record["forked_from"]
+        if record and record.get("finished"):
+            ways = f"`overwrite` trains it again, {start_command(config.run.out_dir)} starts from its weights"
+            log(with_flags(f"{config.run.out_dir}: this run is finished; nothing to do ({ways})"))
+            return
+        _log_data(config, data, device, precision)
         torch.manual_seed(config.run.seed)
         model = Decoder(config.model.resolve(data.tokenizer.vocab_size)).to(device)
         if source:
@@ -115,7 +118,7 @@ def _train(config: TrainConfig, data: TrainingData, device: torch.device) -> Non
             log(f"Note: not the same bit for bit as without the interruption: {', '.join(changed)}")
         if config.run.max_minutes and record is None and not fork:
             trial = Trainer(config, data, copy.deepcopy(model), folder, precision, stop, parallel, losses)
-            config = fit_to_minutes(config, trial)
+            config = fit_to_minutes(config, trial, started)
             del trial
             wanted = describe_run(config, data)
         trainer = Trainer(config, data, model, folder, precision, stop, parallel, losses)

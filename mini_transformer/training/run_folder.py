@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import torch
 
@@ -40,12 +40,20 @@ def describe_environment(device: str, precision: torch.dtype, parallel: str) -> 
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run. As a context it is given back at the end to whoever trains there next."""
 
     def __init__(self, folder: Path, keep: int = 2, setting: str = "out_dir") -> None:
         """`keep`: how many checkpoints; `setting`: the one that names the folder."""
         self.folder, self.setting = folder, setting
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:  # a notebook keeps what an error has seen, its open files too
+            self._lock.close()
 
     def open(self, wanted: Record, overwrite: bool) -> Record | None:
         """The record of the same run if the folder holds it; None if it is free or may be overwritten.
@@ -91,7 +99,7 @@ class RunFolder:
         return not path.is_file() or b"train_loss" in path.read_bytes()
 
     def _take(self) -> None:
-        """Make the folder and lock it, as long as the process lives."""
+        """Make the folder and lock it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / ".lock", "wb")  # noqa: SIM115

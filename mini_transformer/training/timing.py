@@ -7,7 +7,6 @@ from dataclasses import replace
 from mini_transformer.config import TrainConfig
 from mini_transformer.data.prepare import TrainingData
 from mini_transformer.errors import UserError
-from mini_transformer.runtime import STARTED
 from mini_transformer.training.averaging import averaged_weights
 from mini_transformer.training.calibration import EVALUATIONS
 from mini_transformer.training.distributed import from_rank_zero
@@ -37,20 +36,20 @@ def fit_to_epochs(config: TrainConfig, data: TrainingData) -> TrainConfig:
     return replace(config, phases=(replace(config.phases[0], iters=math.ceil(tokens / each)),))
 
 
-def fit_to_minutes(config: TrainConfig, trainer: Trainer) -> TrainConfig:
-    """The same run with as many iterations as fit `max_minutes`, which count from the start of the process.
+def fit_to_minutes(config: TrainConfig, trainer: Trainer, started: float) -> TrainConfig:
+    """The same run with as many iterations as fit `max_minutes`, which count from `started` (`time.monotonic()`).
 
     Phases keep the ratio of their iterations. Steps are tried out with `trainer`, whose model is no good afterwards.
     All ranks call it, and get the same. Raises `UserError` if hardly any iterations would fit.
     """
     seconds, total = 60 * config.run.max_minutes, sum(phase.iters for phase in config.phases)
     step, evaluation = _measure(trainer, TRIAL * seconds)
-    left = SHARE * seconds - (time.monotonic() - STARTED) - (1 + len(config.phases) + EVALUATIONS) * evaluation
+    left = SHARE * seconds - (time.monotonic() - started) - (1 + len(config.phases) + EVALUATIONS) * evaluation
     iters = from_rank_zero(left / (step + evaluation / config.run.eval_interval))
     phases = tuple(replace(phase, iters=math.floor(iters * phase.iters / total)) for phase in config.phases)
     if min(phase.iters for phase in phases) < LEAST:
         minutes = f"{config.run.max_minutes:g} minute{'s' * (config.run.max_minutes != 1)}"
-        spent = f"{time.monotonic() - STARTED:.0f} s are over, and a step takes {step:.2g} s here"
+        spent = f"{time.monotonic() - started:.0f} s are over, and a step takes {step:.2g} s here"
         raise UserError(f"`max_minutes`: {minutes} are too few: {spent}")
     return replace(config, phases=phases)
 

@@ -52,6 +52,11 @@ def test_characters_are_those_of_the_file(tmp_path: Path) -> None:
     assert found.phases[0].characters == len(train.read_text(encoding="utf-8"))
 
 
+def test_pages_of_the_cache_can_be_given_back(tmp_path: Path) -> None:
+    for _ in ("made", "found"):
+        assert prepare(tmp_path, 0).phases[0].batches.documents.maps  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 @pytest.mark.parametrize("documents", [162, 3])
 def test_the_cache_changes_nothing(tmp_path: Path, tokenizer: str, documents: int) -> None:

@@ -1,7 +1,10 @@
 import json
+import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +183,13 @@ def test_a_pattern_that_panics_in_the_library_is_one_line(capfd: pytest.CaptureF
     with pytest.raises(UserError, match=r"tokenizer\.json: the library fails with it \(.*retry-limit-in-match"):
         tokenizer.encode("a" * 5000)
     assert capfd.readouterr().err == ""
+
+
+def test_threads_leave_the_terminal_as_it_was() -> None:
+    before = os.fstat(2)
+    with ThreadPoolExecutor(8) as pool:
+        deque(pool.map(BPE.encode, ["Un renard, un loup, un corbeau"] * 2000), maxlen=0)
+    assert os.path.samestat(os.fstat(2), before)
 
 
 def test_an_id_far_beyond_the_others_is_refused_at_once() -> None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from mini_transformer.commands.train import configure
+from mini_transformer.training.ensemble import with_own_teachers
 from tests.conftest import FABLES, TINY
 from tests.training.test_initialisation import interrupt
 
@@ -50,3 +52,9 @@ def test_what_does_not_go_together_is_refused_before_anything_is_trained(
     assert not (trained / "teachers").exists()
     code, _, err = call("train", *FLAGS, "--ensemble", 1, "--out-dir", trained, "--fork", tmp_path / "new")
     assert (code, err.startswith("train: --fork: ")) == (2, True), err
+
+
+def test_each_part_has_minutes_of_its_own() -> None:
+    """Those of a part that was stopped are not added to the next one's."""
+    config = configure({"data": FABLES, "ensemble": 3, "max_minutes": 60.0})
+    assert [part.run.max_minutes for part in with_own_teachers(config)] == [10, 10, 10, 30]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mini_transformer.training import timing
 from mini_transformer.training.trainer import Trainer
 from tests.conftest import TINY, spawn
 
@@ -64,16 +63,12 @@ def test_evaluations_are_tried_out_without_dropout(
         return loss(trainer)
 
     monkeypatch.setattr(Trainer, "validation_loss", watched)
-    monkeypatch.setattr(timing, "STARTED", time.monotonic())
     assert call(*words, "--max-minutes", 0.1)[0] == 0
     assert set(training) == {False}
 
 
-def test_a_finished_run_stays_and_its_record_repeats_it(
-    words: list[object], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_stays_and_its_record_repeats_it(words: list[object], tmp_path: Path, call: Call) -> None:
     minutes = ["--max-minutes", 0.1]
-    monkeypatch.setattr(timing, "STARTED", time.monotonic())  # this process has run for a while
     assert call(*words, *minutes)[0] == 0
     assert "nothing to do" in call(*words, *minutes)[1]
     again = [word if word != tmp_path / "out" else tmp_path / "again" for word in words]
@@ -81,10 +76,7 @@ def test_a_finished_run_stays_and_its_record_repeats_it(
     assert settings(tmp_path / "again") == settings(tmp_path / "out")
 
 
-def test_phases_keep_the_ratio_of_their_iterations(
-    fables: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timing, "STARTED", time.monotonic())
+def test_phases_keep_the_ratio_of_their_iterations(fables: Path, tmp_path: Path, call: Call) -> None:
     out, phases = tmp_path / "out", ["--pretrain-data", fables, "--finetune-data", fables]
     lengths = ["--max-iters-pretrain", 3000, "--max-iters-finetune", 1000]
     code, _, err = call("train", *phases, *lengths, "--out-dir", out, *TINY, "--max-minutes", 0.1)
