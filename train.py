@@ -1,6 +1,6 @@
 """Train a model: the same as `mini-transformer train`. `python train.py --help` lists the flags."""
 
-from mini_transformer.cli import leave, run
+from mini_transformer.cli import door
 
 if __name__ == "__main__":
-    leave(run("train"))
+    door("train")

@@ -1,5 +1,5 @@
 """`python -m mini_transformer COMMAND ...`, the same as the installed command `mini-transformer`."""
 
-from mini_transformer.cli import leave, main
+from mini_transformer.cli import door
 
-leave(main())
+door()

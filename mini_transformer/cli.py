@@ -8,6 +8,7 @@ import atexit
 import dataclasses
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ OTHER_NAMES = {  # flags of nanoGPT and transformers, and ours
     "--max-length": "--max-new-tokens",
     "--num-return-sequences": "--num-samples",
     "--max-steps": "--max-iters",
+    "--num-train-epochs": "--epochs",
+    "--train-file": "--data",
     "--output-dir": "--out-dir",
     "--per-device-train-batch-size": "--batch-size",
     "--warmup-steps": "--warmup-iters",
@@ -51,6 +54,8 @@ class Parser(argparse.ArgumentParser):
             word = unknown[0].split("=")[0].replace("_", "-")
             ours = did_you_mean(OTHER_NAMES.get(word, word).lstrip("-"), flags)
             hint = ours.replace("mean ", "mean --") or "; see --help"  # no hint is better than a wrong one
+            if not word.startswith("-"):
+                raise UserError(f"{unknown[0]}: there is no flag before it; see --help")
             if word == "--resume" and "overwrite" in flags:
                 hint = "; the same command continues a run that was stopped"
             raise UserError(f"{unknown[0]}: unknown flag{hint}")
@@ -140,8 +145,16 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     return EXIT_WRONG_INPUT
 
 
-def leave(code: int) -> NoReturn:
-    """End the process with an exit code: a rank at once, without tearing down the threads that gloo has left."""
+def door(name: str = "") -> NoReturn:
+    """The process of one command, or of the one that its first word names.
+
+    Until a command has a better answer to Ctrl-C, that ends it at once: Python's would get lost in the imports of
+    libraries, or wait for their long work, and nothing is half-written at any moment. A rank ends without tearing down
+    the threads that gloo has left.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = run(name) if name else main()
     if is_launched():
         atexit._run_exitfuncs()
         sys.stdout.flush()

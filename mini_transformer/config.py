@@ -182,7 +182,7 @@ class SamplingConfig:
     top_k: int = option(0, "draw from the N likeliest tokens only (0: all)", ge=0)
     top_p: float = option(1.0, "draw from the likeliest tokens whose probabilities first reach X", gt=0.0, le=1.0)
     min_p: float = option(0.0, "draw from tokens at least X times as likely as the likeliest", ge=0.0, le=1.0)
-    repetition_penalty: float = option(1.0, "above 1: makes tokens of the context less likely", gt=0.0)
+    repetition_penalty: float = option(1.0, "above 1: makes tokens of the context less likely", ge=0.01, le=100.0)
 
 
 @dataclass(frozen=True)

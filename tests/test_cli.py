@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from mini_transformer import __version__
 from mini_transformer.generation.engine import Engine
 from mini_transformer.settings import recorded_settings
-from tests.conftest import FABLES, ROOT, TINY
+from tests.conftest import FABLES, ROOT, TINY, spawn
 
 Call = Callable[..., tuple[int, str, str]]
 TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
@@ -30,7 +31,8 @@ TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
         (["--data", FABLES, *TWO], "--data: one phase, or"),
         (["--pretrain-data", FABLES], "--finetune-data: missing"),
         (["--data", FABLES, "--max-iters-pretrain", 5], "--max-iters-pretrain: belongs to training in two phases"),
-        ([*TWO, "--lr", 0.1], "--lr: belongs to training in one phase"),
+        ([*TWO, "--lr", 0.1], "--lr: belongs to training in one phase (--data); here it is --lr-pretrain and"),
+        ([FABLES], f"{FABLES}: there is no flag before it; see --help"),
         (["--data", FABLES, "--n-head", 7], "--n-head: 7 heads do not divide a width (--n-embd) of 512"),
         (["--data", FABLES, "--n-embd", 30, "--n-head", 2], "--n-head: 2 heads do not divide"),
         (["--data", FABLES, "--n-kv-head", 3], "--n-kv-head: 3 does not divide the 8 heads"),
@@ -66,7 +68,7 @@ TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
         (["--data", FABLES, "--n_layer", 5], "--n_layer: unknown flag; did you mean --n-layer?"),
         (["--data", FABLES, "--learning_rate=1e-3"], "--learning_rate=1e-3: unknown flag; did you mean --lr?"),
         (["--data", FABLES, "--resume"], "--resume: unknown flag; the same command continues a run"),
-        (["--data", FABLES, "--num_train_epochs", 3], "--num_train_epochs: unknown flag; see --help"),
+        (["--data", FABLES, "--num_train_epochs", 3], "--num_train_epochs: unknown flag; did you mean --epochs?"),
         (["--data", FABLES, "--val-data", "none.txt"], "none.txt: no such file"),
     ],
 )
@@ -261,6 +263,18 @@ def test_nothing_heavy_is_loaded_for_help_and_errors() -> None:
     assert result.stdout == "False\n"
 
 
+@pytest.mark.parametrize("seconds", [1.0, 1.5, 2.0])
+def test_ctrl_c_at_the_start_ends_it_without_a_word(tmp_path: Path, seconds: float) -> None:
+    """While libraries are imported, too, some of which would swallow the error of Python."""
+    words = ["--data", FABLES, "--out-dir", tmp_path / "out", "--max-iters", 10**6]
+    process = spawn(["train.py", *words], ROOT)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode in (-signal.SIGINT, 130), (out, err)
+    assert "Traceback" not in err
+
+
 def test_an_interruption_is_one_line(call: Call, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
@@ -273,3 +287,12 @@ def test_an_interruption_is_one_line(call: Call, tmp_path: Path) -> None:
     threading.Thread(target=interrupt).start()
     assert call("evaluate", "--data", tmp_path / "pipe") == (130, "", "evaluate: interrupted\n")
     over.set()
+
+
+def test_a_run_is_not_put_where_its_texts_are(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "poem.txt").write_text("Un renard, un loup. " * 100)
+    code, _, err = call("train", "--data", tmp_path, "--out-dir", tmp_path, *TINY)
+    assert (code, err) == (2, f"train: --out-dir: {tmp_path} is the folder of the texts; choose another one\n")
+    (tmp_path / "run.json").write_text("{}")
+    code, _, err = call("prepare", "--data", tmp_path)
+    assert (code, err[:50]) == (2, f"prepare: {tmp_path}: the folder is that of a run"[:50])

@@ -20,11 +20,14 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse(argv)
     run, model = fill(RunConfig, vars(given)), fill(GenerateConfig, vars(given))
     from mini_transformer.data.reading import read_text
+    from mini_transformer.data.records import kind_of
     from mini_transformer.evaluation.likelihood import measure
     from mini_transformer.generation.engine import Engine
     from mini_transformer.runtime import pick_device
 
     text = read_text(given.data, run.encoding)
+    if kind_of(given.data):
+        print(f"Warning: {given.data} is measured as the text that it is, not as its records", file=sys.stderr)
     if "\r\n" in text:
         advice = "training reads them as line feeds, so save the file with these for a fair figure"
         print(f"Warning: {given.data} has Windows line ends, which are measured as they are; {advice}", file=sys.stderr)

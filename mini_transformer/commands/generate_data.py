@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
             synthesize(config)
     except KeyboardInterrupt:
         command = "The same command" + " without --overwrite" * config.overwrite
-        print(f"\nStopped; what was kept is in {config.out}. {command} goes on from here.")
+        kept = f"what was kept is in {config.out}" if config.out.exists() else "nothing was kept yet"
+        print(f"\nStopped; {kept}. {command} goes on from here.")
         return EXIT_INTERRUPTED
     finally:
         signal.signal(signal.SIGINT, before)

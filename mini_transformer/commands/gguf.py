@@ -29,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     engine = Engine.load(model_dir, torch.device("cpu"))
     folder = model_dir if model_dir.is_dir() else Path()  # the package's model has none of its own
     out: Path = given.out or folder / f"model-{given.type}.gguf"
+    if out.exists() and not (out.is_file() and (not out.stat().st_size or out.open("rb").read(4) == b"GGUF")):
+        raise UserError(f"`out`: {out} is there, and no GGUF file; choose another name")
     try:
         write_gguf(out, engine.model.config, engine.tokenizer, engine.model.state_dict(), given.type)
     except OSError as error:

@@ -15,8 +15,8 @@ def main(argv: Sequence[str]) -> int:
 
     data = prepare_data(config)
     for phase in data.phases:
-        tokens = phase.batches.epoch_tokens
-        log(f"{phase.phase.name}: {phase.characters:,} characters, {tokens:,} tokens, {phase.documents:,} documents")
+        size = f"{phase.characters:,} characters, {phase.tokens:,} tokens, {phase.documents:,} documents"
+        log(f"{phase.phase.name}: {size}")
     log(f"validation: {data.validation_characters:,} characters; vocabulary: {data.tokenizer.vocab_size:,} tokens")
     log(f"contamination: {data.contamination}")
     data.contamination.warn()

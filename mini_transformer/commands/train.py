@@ -85,15 +85,16 @@ def configure(given: dict[str, Any]) -> TrainConfig:
             if weights:
                 given[f"{data}_weights"] = weights
     config = replace(train_config(given, recipe.settings, recipe.fingerprints), curve=recipe.curve)
-    if config.run.init_from is None:
-        if "init" in recipe.fingerprints:
-            raise UserError(
-                "`recipe`: it is the record of a run from a model's weights; name its folder as `init_from`"
-            )
+    if config.run.init_from is None and "init" in recipe.fingerprints:
+        raise UserError("`recipe`: it is the record of a run from a model's weights; name its folder as `init_from`")
+    if config.run.init_from is None and not config.run.teacher:
         return config
     from mini_transformer.model.pretrained import model_folder
     from mini_transformer.training.initialisation import start_from
 
+    config = replace(config, run=replace(config.run, teacher=tuple(map(model_folder, config.run.teacher))))
+    if config.run.init_from is None:
+        return config
     folder = model_folder(config.run.init_from)
     config = replace(config, run=replace(config.run, init_from=folder))
     return start_from(folder, config, given, recipe.settings)

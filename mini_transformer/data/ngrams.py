@@ -108,16 +108,26 @@ class ContaminationCheck:
     `max_runs` an even sample is taken, the same of both texts; then the counts are the sample's.
     """
 
-    def __init__(self, max_runs: int = MAX_RUNS) -> None:
-        self._max_runs = max_runs
+    def __init__(self, max_runs: int = MAX_RUNS, repeats_count: bool = True) -> None:
+        """`repeats_count`: whether training documents that are the validation text's count, too."""
+        self._max_runs, self._repeats_count = max_runs, repeats_count
+        self._documents = set[int]()  # hashes of those of the validation text
         self._known = np.empty(0, dtype=np.uint64)  # hashes of the validation text, sorted
         self._mask = np.uint64(0)  # a hash is in the sample if it has no bit of the mask
         self._found: NDArray[np.bool] | None = None  # of `_known`; None as long as validation text comes
         self._texts: list[str] = []  # short texts are hashed together
         self._size = 0
 
-    def add(self, text: str, is_validation: bool) -> None:
-        """Take in a piece of text: validation text before `search`, training text after it, else it is ignored."""
+    def add(self, text: str, is_validation: bool, is_document: bool = False) -> None:
+        """Take in a piece of text: validation text before `search`, training text after it, else it is ignored.
+
+        `is_document`: it is a whole one.
+        """
+        if is_document and not self._repeats_count:
+            if is_validation:
+                self._documents.add(hash(text))
+            elif hash(text) in self._documents:
+                return
         if is_validation == (self._found is None):
             self._texts.append(text)
             self._size += len(text)

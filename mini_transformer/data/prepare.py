@@ -43,8 +43,10 @@ class PhaseData:
     phase: Phase
     batches: BatchSource
     noisy: BatchSource | None  # the same text in other pieces (see `text.segmentation`)
-    documents: int
+    share: float  # of each batch, that is the phase's own text
+    documents: int  # of that text, as the next two
     characters: int
+    tokens: int
     fingerprint: str
 
     def batches_at(self, progress: float) -> BatchSource:
@@ -77,7 +79,7 @@ Weighted = tuple[float, Corpus]
 
 def prepare_data(config: TrainConfig) -> TrainingData:
     """Read, split and tokenize the texts of a run. Raises `UserError` for text that cannot be used."""
-    cache, check = DataCache(config.text.cache_dir), ContaminationCheck()
+    cache, check = DataCache(config.text.cache_dir), ContaminationCheck(repeats_count=config.run.val_data is not None)
     groups = _groups(config, cache)  # of each phase; then that of validation text of its own
     corpora = [corpus for _, corpus in chain(*groups)]
     validation = [corpus for _, corpus in groups[-1]]
@@ -89,8 +91,11 @@ def prepare_data(config: TrainConfig) -> TrainingData:
             for _, corpus in group:
                 train = found[corpus].train
                 known = np.isin(train.hashes, held_out)
-                if known.any() and not known.all():  # nothing would be left: the contamination tells
-                    log(f"{_names(phase)}: {known.sum()} documents are held out for validation, too, and left out")
+                if known.all():  # nothing would be left
+                    log(f"{_names(phase)}: all documents are held out for validation, too; the loss will flatter")
+                elif known.any():
+                    what = "1 document is" if known.sum() == 1 else f"{known.sum()} documents are"
+                    log(f"{_names(phase)}: {what} held out for validation, too, and left out")
                     found[corpus] = replace(found[corpus], train=train.take(~known))
     phases = []
     shares = (config.text.preview, config.text.replay) if len(config.phases) == 2 else (0.0,)
@@ -143,8 +148,10 @@ def _groups(config: TrainConfig, cache: DataCache) -> list[list[Weighted]]:
 
 def _read(corpus: Corpus, check: ContaminationCheck) -> Iterator[tuple[Piece, bool]]:
     """Read a corpus once; the check looks at its text."""
+    begins = True
     for piece, marked in corpus.read():
-        check.add(piece.text, corpus.is_validation(marked))
+        check.add(piece.text, corpus.is_validation(marked), is_document=begins and piece.last)
+        begins = piece.last
         yield piece, marked
 
 
@@ -182,7 +189,7 @@ def _tokenize(
     """The tokens of each corpus, and the contamination, for which the same reads serve. That of much text is cached."""
     training = [corpus for corpus in corpora if corpus.val_fraction < 1]
     prints = [[c.fingerprint(validation=True) for c in validation], [c.fingerprint() for c in training]]
-    is_cached, key = any(corpus.is_cached for corpus in training), digest(RUN, MAX_RUNS, prints)
+    is_cached, key = any(corpus.is_cached for corpus in training), digest(RUN, MAX_RUNS, prints, "without repeats")
     known = cache.find("contamination", key, ["shared", "runs"]) if is_cached else None
     for corpus in validation:
         if known is None and not corpus.sources.reads:
@@ -232,8 +239,10 @@ def _phase_data(
         phase=phase,
         batches=streams[0] if len(streams) == 1 else Mixture(streams, weights),
         noisy=None if not dropout else noisy[0] if len(noisy) == 1 else Mixture(noisy, weights),
+        share=1 - others_share,
         documents=sum(map(len, splits)),
         characters=sum(split.characters for split in splits),
+        tokens=sum(stream.epoch_tokens for stream in streams[: len(group)]),
         fingerprint=digest([corpus.fingerprint() for _, corpus in group], phase.weights),
     )
 

@@ -6,6 +6,7 @@ import gzip
 import importlib
 import io
 import lzma
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -21,6 +22,13 @@ CHUNK = 1 << 20  # bytes that are read at once
 # Python lists these among its text encodings, but no text file is kept in one, and some of them make lone surrogates
 _NOT_FOR_FILES = ("utf-7", "idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape")
 _WIDE = ("utf-16", "utf-32")  # in all other encodings a zero byte means that the file is not text
+_MARKS = (  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_CONTROLS = re.compile("[\x80-\x9f]")  # of latin-1, where Windows has œ, … and ’
 
 
 @dataclass(frozen=True)
@@ -75,19 +83,26 @@ def decode(path: Path, encoding: str) -> Iterator[str]:
         raise UserError(f"`encoding`: {encoding!r} is not a known encoding; try utf-8, latin-1 or cp1252")
     decoder, wide = codec.incrementaldecoder(), codec.name.startswith(_WIDE)
     for chunk in chain(read_chunks(path), (b"",)):
-        if not wide and not offset and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError(f"{path}: not {encoding}: it begins as UTF-16 does; `encoding` utf-16 reads it")
+        begins = "" if offset else next((name for mark, name in _MARKS if chunk.startswith(mark)), "")
+        if begins and not codec.name.startswith(begins):
+            raise UserError(f"{path}: not {encoding}: it begins as {begins} does; `encoding` {begins} reads it")
         if not wide and b"\0" in chunk:
             raise UserError(f"{path}: a binary file (zero byte at offset {offset + chunk.index(0)}), not text")
         pending = len(decoder.getstate()[0])
         try:
-            yield decoder.decode(chunk, final=not chunk)
+            text = decoder.decode(chunk, final=not chunk)
         except UnicodeError as fault:
             why = f" ({fault})"  # UTF-16 or UTF-32 without the mark at its beginning
             if isinstance(fault, UnicodeDecodeError):
                 why = f": byte 0x{fault.object[fault.start]:02x} at offset {offset - pending + fault.start}"
-            advice = "if the file is in another encoding, name it (for example `encoding` latin-1)"
+            advice = "if the file is in another encoding, name it (`encoding` cp1252 is that of Windows)"
             raise UserError(f"{path}: not {encoding}{why}; {advice}") from None
+        if codec.name == "iso8859-1" and (control := _CONTROLS.search(text)):
+            at = f"byte 0x{ord(control[0]):02x} at offset {offset + control.start()} is no character there"
+            raise UserError(
+                f"{path}: not {encoding}: {at}; `encoding` cp1252, that of Windows, has letters in its place"
+            )
+        yield text
         offset += len(chunk)
 
 

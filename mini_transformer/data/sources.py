@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mini_transformer.data import hub
 from mini_transformer.data.cache import DataCache, digest
@@ -22,7 +23,7 @@ def _files_below(folder: Path) -> list[Path]:
     """All files of a folder and its sub-folders, except those of a model: what it wrote is not to be trained on."""
     files: list[Path] = []
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(place)
         if "run.json" in names or real in seen:  # links may lead round in a circle
             folders.clear()
@@ -31,6 +32,10 @@ def _files_below(folder: Path) -> list[Path]:
             folders.sort()
             files += (Path(place, name) for name in names)
     return sorted(file for file in files if file.is_file())
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
 
 
 def _files_of_a_folder(folder: Path) -> list[Path]:
@@ -42,7 +47,8 @@ def _files_of_a_folder(folder: Path) -> list[Path]:
         _logged.add(folder)
         log(f"{folder}: {len(others)} files of records left out (as {others[0].name}); name them to read them, too")
     if not texts and not others:
-        raise UserError(f"{folder}: the folder holds no .txt file")
+        what = "is that of a run, which is not to be trained on; name a file" if (folder / "run.json").exists() else ""
+        raise UserError(f"{folder}: the folder {what or 'holds no .txt file'}")
     return texts or others
 
 
@@ -54,7 +60,8 @@ def text_files(path: Path) -> list[Path]:
     if path.is_dir():
         return _files_of_a_folder(path)
     if not path.exists() and glob.has_magic(str(path)):
-        files = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        files = list({os.path.realpath(file): file for file in reversed(found)}.values())[::-1]  # links may lead round
         if not files:
             raise UserError(f"{path}: no file fits this pattern")
         return files

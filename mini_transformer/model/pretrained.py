@@ -213,6 +213,8 @@ def model_folder(name: Path) -> Path:
 
 def read_model(folder: Path, device: torch.device) -> Decoder:
     """The model of a folder, in float32 and evaluation mode. Raises `UserError` if there is none, or it is damaged."""
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; name the folder of the model")
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such model folder; train.py `out_dir` {folder} makes one")
     for name in (CONFIG, WEIGHTS):

@@ -56,8 +56,9 @@ def _find(name: str) -> Path:
     # a name of the Hub has at most one slash, and does not begin like a path
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UserError(f"`tokenizer`: {name!r}: no such folder; {expected}")
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, logging
 
+    logging.set_verbosity_error()  # it tries several times, and says so each time
     try:
         return Path(hf_hub_download(name, TOKENIZER_FILE))
     except errors.LocalEntryNotFoundError:

@@ -29,7 +29,7 @@ def announce(trainer: Trainer, parallel: str) -> None:
     for phase, data in zip(trainer.config.phases, trainer.data.phases, strict=True):
         iters, tokens = phase.iters, phase.iters * per_iteration
         length = f"{iters:,} iteration{'s' * (iters > 1)} of {per_iteration:,} tokens"
-        epochs = tokens / data.batches.epoch_tokens
+        epochs = tokens * data.share / data.tokens
         log(f"Plan, {phase.name}: {length}: {amount(tokens)}, {epochs:,.{1 if epochs >= 1 else 3}f} epochs")
     seconds = expected_seconds(trainer)
     trainer.check_stop(together=True)

@@ -55,6 +55,8 @@ def train(config: TrainConfig, started: float | None = None) -> None:
         check_tensorboard()
     if config.optim.batch_size < world_size():
         raise UserError(f"`batch_size` {config.optim.batch_size}: is less than the {world_size()} processes")
+    if any(path.is_dir() and path.resolve() == config.run.out_dir.resolve() for p in config.phases for path in p.data):
+        raise UserError(f"`out_dir`: {config.run.out_dir} is the folder of the texts; choose another one")
     parts = with_own_teachers(config)
     device = pick_device(config.run.device, config.run.gpus)
     if device.type == "cuda":

@@ -32,7 +32,7 @@ def recorded_iterations(config: TrainConfig, folder: RunFolder) -> TrainConfig:
 
 def fit_to_epochs(config: TrainConfig, data: TrainingData) -> TrainConfig:
     """The same run with as many iterations as `epochs` passes over the text of its phase take, the last one begun."""
-    tokens, each = config.run.epochs * data.phases[0].batches.epoch_tokens, config.optim.batch_size * data.block_size
+    tokens, each = config.run.epochs * data.phases[0].tokens, config.optim.batch_size * data.block_size
     return replace(config, phases=(replace(config.phases[0], iters=math.ceil(tokens / each)),))
 
 

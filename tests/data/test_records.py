@@ -233,8 +233,12 @@ def damage_parquet(path: Path) -> None:
             lambda p: p.write_text("text,n\na,1\nb, c,2\n"),
             "not this format (line 3 has 3 fields, the header 2)",
         ),
-        ("a.csv", lambda p: p.write_bytes(b"text\n\xe9t\xe9\n"), "name it (for example --encoding latin-1)"),
-        ("a.jsonl", lambda p: p.write_bytes(b'{"text": "\xe9t\xe9"}\n'), "name it (for example --encoding latin-1)"),
+        ("a.csv", lambda p: p.write_bytes(b"text\n\xe9t\xe9\n"), "name it (--encoding cp1252 is that of Windows)"),
+        (
+            "a.jsonl",
+            lambda p: p.write_bytes(b'{"text": "\xe9t\xe9"}\n'),
+            "name it (--encoding cp1252 is that of Windows)",
+        ),
         ("a.json", lambda p: p.write_text("null"), "not this format (line 1: it begins with 'null', not with a record"),
         (
             "a.json.gz",

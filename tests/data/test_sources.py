@@ -77,7 +77,7 @@ def test_folders_are_read_in_order_and_line_ends_become_line_feeds(tmp_path: Pat
 def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     for content, encoding, message in (
-        (b"caf\xe9", "utf-8", r"text\.txt: not utf-8: byte 0xe9 at offset 3; .* `encoding` latin-1"),
+        (b"caf\xe9", "utf-8", r"text\.txt: not utf-8: byte 0xe9 at offset 3; .* \(`encoding` cp1252 is"),
         (b"\x89PNG\0\0", "utf-8", r"text\.txt: a binary file \(zero byte at offset 4\)"),
         (b"a", "utf-99", "`encoding`: 'utf-99' is not a known encoding"),
     ):
@@ -114,6 +114,22 @@ def test_suffixes_in_capital_letters_and_linked_folders(tmp_path: Path, capsys: 
     assert capsys.readouterr().out == told
 
 
+def test_a_pattern_takes_no_file_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("un")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt").write_text("deux")
+    (tmp_path / "sub" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert [file.name for file in text_files(tmp_path / "**" / "*.txt")] == ["a.txt", "b.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("un")
+    (tmp_path / "closed").mkdir(0o000)
+    with pytest.raises(UserError, match=r"closed: cannot be read \(Permission denied\)"):
+        text_files(tmp_path)
+
+
 def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=r"pipe: not a regular file; .* save it as a file first$"):
@@ -131,8 +147,19 @@ def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
         (b"", "", "--encoding: an empty name"),
         (b"a\0b", "latin1", "text.txt: a binary file (zero byte at offset 1), not text"),
         (b"a\0b", "L1", "text.txt: a binary file (zero byte at offset 1), not text"),
-        ("été".encode("utf-16"), "utf-8", "text.txt: not utf-8: it begins as UTF-16 does; --encoding utf-16 reads it"),
-        ("œ—ß".encode("utf-16"), "UTF8", "text.txt: not UTF8: it begins as UTF-16 does; --encoding utf-16 reads it"),
+        ("été".encode("utf-16"), "utf-8", "text.txt: not utf-8: it begins as utf-16 does; --encoding utf-16 reads it"),
+        ("été".encode("utf-32"), "utf-8", "text.txt: not utf-8: it begins as utf-32 does; --encoding utf-32 reads it"),
+        (
+            "été".encode("utf-32"),
+            "utf-16",
+            "text.txt: not utf-16: it begins as utf-32 does; --encoding utf-32 reads it",
+        ),
+        (
+            "mon cœur".encode("cp1252"),
+            "latin-1",
+            "text.txt: not latin-1: byte 0x9c at offset 5 is no character there; --encoding cp1252, that of",
+        ),
+        ("œ—ß".encode("utf-16"), "UTF8", "text.txt: not UTF8: it begins as utf-16 does; --encoding utf-16 reads it"),
     ],
 )
 @pytest.mark.parametrize("in_memory", [0, 10**6])

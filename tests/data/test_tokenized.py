@@ -137,11 +137,16 @@ def test_what_is_held_out_is_not_trained_on_anywhere(
     twice = prepare(tmp_path, in_memory, FABLES, some)
     assert "8 documents are held out for validation, too, and left out" in capsys.readouterr().out
     assert twice.phases[0].documents == 162 + 40 - 20 - 8
+    assert twice.contamination.share < 0.02
     settings = TextConfig(in_memory=in_memory, cache_dir=tmp_path / "cache", replay=0.5)
     phases = (Phase("pretrain", (FABLES,), 10, 1e-3), Phase("finetune", (some,), 10, 1e-3))
     two = prepare_data(TrainConfig(phases, text=settings))
     assert f"{FABLES}: 4 documents are held out" in capsys.readouterr().out
     assert [phase.documents for phase in two.phases] == [158, 36]
+    assert two.contamination.share < 0.02
+    own, mixed = two.phases
+    assert (own.share, mixed.share) == (1.0, 0.5)
+    assert mixed.batches.epoch_tokens == own.tokens + mixed.tokens
     held = {title.text for title in two.validation_titles}
     for phase in two.phases:
         shown = [phase.batches.batch(i, 8, 256)[0].flatten().tolist() for i in range(200)]

@@ -136,6 +136,13 @@ def test_training_writes_it_and_the_command_does(
     code, _, err = call("gguf", "--model-dir", folder, "--out", tmp_path / "no" / "model.gguf")
     assert (code, err.count("\n"), "cannot be written" in err) == (2, 1, True)
     assert call("gguf", "--model-dir", tmp_path / "nothing")[0] == 2
+    weights = (folder / "model.safetensors").read_bytes()
+    code, _, err = call("gguf", "--model-dir", folder, "--out", folder / "model.safetensors")
+    assert (code, err) == (
+        2,
+        f"gguf: --out: {folder / 'model.safetensors'} is there, and no GGUF file; choose another name\n",
+    )
+    assert (folder / "model.safetensors").read_bytes() == weights
     monkeypatch.chdir(tmp_path)
     assert call("gguf", "--model-dir", "base")[0] == 0
     assert (tmp_path / "model-f32.gguf").stat().st_size > 10e6

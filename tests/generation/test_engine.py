@@ -65,7 +65,7 @@ def test_more_rows_than_are_written_at_a_time(trained: Path, monkeypatch: pytest
         ({"temperature": "hot"}, "`temperature`: 'hot': expected a number"),
         ({"max_new_tokens": 0}, "`max_new_tokens`: 0 is too small: at least 1"),
         ({"min_p": 2}, "`min_p`: 2.0 is too large: at most 1.0"),
-        ({"repetition_penalty": 0}, "`repetition_penalty`: 0.0 is too small: it must be above 0.0"),
+        ({"repetition_penalty": 0}, "`repetition_penalty`: 0.0 is too small: at least 0.01"),
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_written(trained: Path, settings: Any, message: str) -> None:
