@@ -125,12 +125,28 @@ class TextConfig:
 class RunConfig:
     """Where and how the run goes."""
 
-    out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR", local=True)
     val_data: Path | None = option(None, "validation text (default: part of --data)", metavar="FILE", local=True)
     encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
-    seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
     epochs: float = option(0.0, "as many iterations as N passes over the training text take", ge=0.0, le=1e6)
     max_minutes: float = option(0.0, "as many iterations as fit N minutes, start and end included", ge=0.0, le=1e6)
+    out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR", local=True)
+    overwrite: bool = option(False, "replace a run that the folder holds", local=True)
+    init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
+    teacher: tuple[Path, ...] = option((), "models whose predictions are learnt, too", metavar="DIR", local=True)
+    ensemble: int = option(0, "first train N models of other seeds, as teachers of this one", ge=0, le=9)
+    fork: Path | None = option(
+        None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True
+    )
+    tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
+    device: str = option("auto", "auto: CUDA, MPS, then CPU", choices=("auto", "cpu", "cuda", "mps"), local=True)
+    gpus: str | None = option(None, "ids of the GPUs to use: 0, 0,1 or all", metavar="ID", local=True)
+    nproc: int = option(0, "number of processes on this machine (0: one, or one per GPU)", ge=0, le=1024, local=True)
+    parallel: str = option("auto", "auto: DDP while it fits", choices=("auto", "ddp", "fsdp"), local=True)
+    rank_timeout: float = option(600.0, "seconds until a process that does not answer is lost", gt=0.0, local=True)
+    precision: str = option("auto", "auto: bfloat16 where GPU or CPU have it", choices=("auto", "float32", "bfloat16"))
+    compile: str = option("auto", "compile blocks on a GPU; auto: if it pays", choices=("auto", "on", "off"), free=True)
+    micro_batch_size: int = option(0, "number of blocks computed at once, to fit memory (0: chosen)", ge=0)
+    seed: int = option(1337, "random seed of weights, data order and dropout", ge=0, le=2**63 - 1)
     eval_interval: int = option(100, "evaluate every N iterations", ge=1)
     eval_iters: int = option(200, "number of batches per evaluation (at most one pass over the text)", ge=1, le=2**31)
     early_stop: int = option(0, "end a phase after N evaluations without improvement (0: never)", ge=0)
@@ -138,22 +154,6 @@ class RunConfig:
     checkpoint_interval: int = option(100, "save a checkpoint every N iterations", ge=1, free=True)
     keep: int = option(2, "number of newest checkpoints to keep while a run lasts", ge=1, free=True)
     keep_checkpoints: bool = option(False, "keep the checkpoints of a finished run", free=True)
-    micro_batch_size: int = option(0, "number of blocks computed at once, to fit memory (0: chosen)", ge=0)
-    precision: str = option("auto", "auto: bfloat16 where GPU or CPU have it", choices=("auto", "float32", "bfloat16"))
-    compile: str = option("auto", "compile blocks on a GPU; auto: if it pays", choices=("auto", "on", "off"), free=True)
-    device: str = option("auto", "auto: CUDA, MPS, then CPU", choices=("auto", "cpu", "cuda", "mps"), local=True)
-    gpus: str | None = option(None, "ids of the GPUs to use: 0, 0,1 or all", metavar="ID", local=True)
-    nproc: int = option(0, "number of processes on this machine (0: one, or one per GPU)", ge=0, le=1024, local=True)
-    parallel: str = option("auto", "auto: DDP while it fits", choices=("auto", "ddp", "fsdp"), local=True)
-    rank_timeout: float = option(600.0, "seconds until a process that does not answer is lost", gt=0.0, local=True)
-    tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
-    overwrite: bool = option(False, "replace a run that the folder holds", local=True)
-    init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
-    ensemble: int = option(0, "first train N models of other seeds, as teachers of this one", ge=0, le=9)
-    teacher: tuple[Path, ...] = option((), "models whose predictions are learnt, too", metavar="DIR", local=True)
-    fork: Path | None = option(
-        None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True
-    )
 
 
 @dataclass(frozen=True)

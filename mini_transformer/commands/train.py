@@ -4,7 +4,7 @@ import argparse
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +41,8 @@ def parse_config(argv: Sequence[str], prog: str = "train") -> TrainConfig:
         add_fields(length, PhaseSettings, [setting, f"{setting}_pretrain", f"{setting}_finetune"])
     add_fields(parser.add_argument_group("Model"), ModelConfig)
     add_fields(parser.add_argument_group("Optimization"), OptimConfig)
-    run = [
-        "out_dir",
-        "overwrite",
-        "init_from",
-        "teacher",
-        "ensemble",
-        "fork",
-        "tensorboard",
-        "device",
-        "gpus",
-        "nproc",
-        "parallel",
-    ]
-    run += [
-        "rank_timeout",
-        "precision",
-        "compile",
-        "micro_batch_size",
-        "seed",
-        "eval_interval",
-        "eval_iters",
-        "early_stop",
-    ]
-    run += ["sample_interval", "checkpoint_interval", "keep", "keep_checkpoints"]
+    elsewhere = ("val_data", "encoding", "epochs", "max_minutes")
+    run = [f.name for f in fields(RunConfig) if f.name not in elsewhere]
     add_fields(parser.add_argument_group("Run"), RunConfig, run)
     return configure(vars(parser.parse(argv)))
 
