@@ -100,6 +100,9 @@ class OptimConfig:
     beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)
     beta2: float = option(0.99, "AdamW second-moment decay", ge=0.0, le=0.99999)
     grad_clip: float = option(1.0, "maximum gradient norm", gt=0.0)
+    dropout_start: float | None = option(
+        None, "dropout at the start of a phase (default: as at its end)", ge=0.0, le=0.9
+    )
     teacher_weight: float = option(0.5, "share of the loss that the predictions of --teacher get", ge=0.0, le=1.0)
     balance_rate: float = option(1e-3, "step size of the router biases that balance the experts", ge=0.0)
 
@@ -125,10 +128,6 @@ class TextConfig:
 class RunConfig:
     """Where and how the run goes."""
 
-    val_data: Path | None = option(None, "validation text (default: part of --data)", metavar="FILE", local=True)
-    encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
-    epochs: float = option(0.0, "as many iterations as N passes over the training text take", ge=0.0, le=1e6)
-    max_minutes: float = option(0.0, "as many iterations as fit N minutes, start and end included", ge=0.0, le=1e6)
     out_dir: Path = option(Path("out"), "folder of the model", metavar="DIR", local=True)
     overwrite: bool = option(False, "replace a run that the folder holds", local=True)
     init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
@@ -154,6 +153,10 @@ class RunConfig:
     checkpoint_interval: int = option(100, "save a checkpoint every N iterations", ge=1, free=True)
     keep: int = option(2, "number of newest checkpoints to keep while a run lasts", ge=1, free=True)
     keep_checkpoints: bool = option(False, "keep the checkpoints of a finished run", free=True)
+    val_data: Path | None = option(None, "validation text (default: part of --data)", metavar="FILE", local=True)
+    encoding: str = option("utf-8", "encoding of the text files", metavar="NAME", free=True)
+    epochs: float = option(0.0, "as many iterations as N passes over the training text take", ge=0.0, le=1e6)
+    max_minutes: float = option(0.0, "as many iterations as fit N minutes, start and end included", ge=0.0, le=1e6)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
             values[f"{phase.name}_data_weights" if suffix else "data_weights"] = list(phase.weights)
     for part in (getattr(config, name) for name in TRAIN_PARTS):
         settings = (f for f in fields(part) if f.metadata and not f.metadata.get("local"))
-        values |= {f.name: getattr(part, f.name) for f in settings}
+        values |= {f.name: value for f in settings if (value := getattr(part, f.name)) is not None}
     for name in LENGTHS:  # which came to `max_iters`
         del values[name]
     folder = Path(config.text.tokenizer)

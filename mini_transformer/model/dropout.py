@@ -18,12 +18,17 @@ _held: WeakKeyDictionary[nn.Module, dict[int, Tensor]] = WeakKeyDictionary()  # 
 
 
 class RowDropout(nn.Module):
-    """Zeroes a fraction of the activations (B, T, C) and scales the others up, as `torch.nn.Dropout` does."""
+    """Zeroes a fraction of the activations (B, T, C) and scales the others up, as `torch.nn.Dropout` does.
+
+    The fraction is that of the end of a phase; `set_dropout` says what it is now.
+    """
 
     def __init__(self, fraction: float) -> None:
         super().__init__()
-        self.fraction = fraction
-        self.seeds_b: Tensor | None = None  # on a device, where no threads share the work
+        self.fraction, self.kept = fraction, 1 - fraction
+        # on a device, where no threads share the work, and where a number would be compiled in
+        self.seeds_b: Tensor | None = None
+        self.kept_there: Tensor | None = None
 
     def forward(self, x_btc: Tensor) -> Tensor:
         mask_btc = self.mask(x_btc)
@@ -33,12 +38,13 @@ class RowDropout(nn.Module):
         """What the activations are multiplied by now: 0 or 1 / (1 - fraction); `None` if nothing is dropped."""
         if not self.training or not self.fraction:
             return None
-        keep, on_cpu = 1 - self.fraction, x_btc.device.type == "cpu"
-        seeds_b = _local.__dict__.get("seeds", {}).get(self) if on_cpu else self.seeds_b  # int64
+        if x_btc.device.type != "cpu" and self.seeds_b is not None and self.kept_there is not None:
+            mask = hashed_mask(self.seeds_b, x_btc.shape, self.kept_there)
+            return (mask / self.kept_there).to(x_btc.dtype)
+        keep, seeds_b = self.kept, _local.__dict__.get("seeds", {}).get(self)  # int64
         if seeds_b is None:
             return torch.empty_like(x_btc).bernoulli_(keep).div_(keep)
-        mask = drawn_mask(seeds_b, x_btc.shape, keep) if on_cpu else hashed_mask(seeds_b, x_btc.shape, keep)
-        return (mask * (1 / keep)).to(x_btc.dtype)
+        return (drawn_mask(seeds_b, x_btc.shape, keep) * (1 / keep)).to(x_btc.dtype)
 
 
 def drawn_mask(seeds_b: Tensor, shape: torch.Size, keep: float) -> Tensor:
@@ -49,17 +55,17 @@ def drawn_mask(seeds_b: Tensor, shape: torch.Size, keep: float) -> Tensor:
     words = -(-shape[1:].numel() // 4)
     rows = [np.random.SFC64(seed).random_raw(words).view(np.int16) for seed in seeds_b.tolist()]
     bits = torch.from_numpy(np.stack(rows)[:, : shape[1:].numel()]).view(shape)
-    return bits < round(keep * 2**16) - 2**15
+    return bits <= round(keep * 2**16) - 2**15 - 1  # which int16 holds if all are kept, too
 
 
-def hashed_mask(seeds_b: Tensor, shape: torch.Size, keep: float) -> Tensor:
-    """True for a fraction `keep` of the elements: a hash of seed and position, in a few passes over all rows at once.
+def hashed_mask(seeds_b: Tensor, shape: torch.Size, keep: Tensor) -> Tensor:
+    """True for a fraction `keep`, a scalar, of the elements: a hash of seed and position, in a few passes over all.
 
     A generator per row would cost a GPU a kernel for each.
     """
     positions_n = torch.arange(shape[1:].numel(), device=seeds_b.device, dtype=torch.int32)
     h_bn = mixed(mixed(seeds_b.to(torch.int32)).unsqueeze(1) + positions_n)
-    return (h_bn < int(keep * 2**32) - 2**31).view(*shape)
+    return (h_bn <= keep * 2**32 - 2**31).view(*shape)
 
 
 def mixed(h: Tensor) -> Tensor:
@@ -69,12 +75,24 @@ def mixed(h: Tensor) -> Tensor:
     return h ^ ((h >> 16) & 0xFFFF)
 
 
+def dropout_layers(model: nn.Module) -> list[RowDropout]:
+    """The layers of a model that drop something."""
+    return [module for module in model.modules() if isinstance(module, RowDropout) and module.fraction]
+
+
+def set_dropout(model: nn.Module, start: float | None, progress: float) -> None:
+    """Let the fraction go evenly from `start` to that of the end, of which it is the same without a start."""
+    for layer in dropout_layers(model):
+        first = layer.fraction if start is None else start
+        layer.kept = 1 - (first + (layer.fraction - first) * progress)
+
+
 def seed_dropout(model: nn.Module, seed: Sequence[int], rows: Sequence[int], device: torch.device = CPU) -> None:
     """Say which masks the next forward pass of this thread takes: of `seed`, for these rows of the whole batch.
 
     On a device the seeds of so many rows always lie in the same memory, where a CUDA graph finds them.
     """
-    layers = [module for module in model.modules() if isinstance(module, RowDropout) and module.fraction]
+    layers = dropout_layers(model)
     if not layers:
         return
     states = [np.random.SeedSequence([*seed, row]).generate_state(len(layers), np.uint64) for row in rows]
@@ -88,3 +106,6 @@ def seed_dropout(model: nn.Module, seed: Sequence[int], rows: Sequence[int], dev
     held_sb = held[len(rows)].copy_(seeds_sb)
     for layer, seeds_b in zip(layers, held_sb, strict=True):
         layer.seeds_b = seeds_b
+        if layer.kept_there is None:
+            layer.kept_there = torch.empty((), device=device)
+        layer.kept_there.fill_(layer.kept)

@@ -22,6 +22,7 @@ from mini_transformer.errors import UserError
 from mini_transformer.generation.engine import Engine
 from mini_transformer.model import pretrained
 from mini_transformer.model.decoder import Decoder
+from mini_transformer.model.dropout import set_dropout
 from mini_transformer.recipes import expected_bits
 from mini_transformer.runtime import log, rank, world_size
 from mini_transformer.training.averaging import averaged_weights
@@ -64,8 +65,7 @@ class Trainer:
         losses: Sequence[Loss] = (cross_entropy_sum,),
     ) -> None:
         self.config, self.data, self.model, self.folder = config, data, model, folder
-        self.precision, self.stop = precision, stop
-        self.device = next(model.parameters()).device
+        self.precision, self.stop, self.device = precision, stop, next(model.parameters()).device
         self.block_size, self.batch_size = model.config.block_size, config.optim.batch_size
         self.rows = rows_of(rank(), world_size(), self.batch_size)  # of each batch, that are this rank's
         self.parallel = parallelise(model, parallel)
@@ -80,8 +80,7 @@ class Trainer:
         self.speed = Speed(model.config, self.batch_size * self.block_size, self.device, precision)
         self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
-        self.best: dict[str, Tensor] = {}  # the best weights; under FSDP this rank's parts of them
-        self.best_on_disk = True
+        self.best, self.best_on_disk = dict[str, Tensor](), True  # the best weights; under FSDP a rank's parts
 
     @property
     def phase(self) -> Phase:
@@ -92,8 +91,8 @@ class Trainer:
         """Run what is left of all phases. Raises `Stopped` when asked to stop, `UserError` if the loss diverges."""
         self._resume()
         at = self.progress.phase, self.progress.iteration
-        path = self.folder.folder / METRICS
-        self.metrics = MetricsLogger(path, self.phases, at, evaluated=self.progress.evaluated == at[1])
+        evaluated = self.progress.evaluated == at[1]
+        self.metrics = MetricsLogger(self.folder.folder / METRICS, self.phases, at, evaluated)
         if self.config.run.tensorboard:
             self.metrics.add_events()
         saved = False
@@ -161,6 +160,7 @@ class Trainer:
         seed = (self.config.run.seed, self.progress.phase, i)
         batches = self.data.phases[self.progress.phase].batches_at(i / phase.iters)
         self.model.train()
+        set_dropout(self.model, optim.dropout_start, i / phase.iters)
         self.passes.zero_grad()
         inputs_bt, targets_bt = batches.batch(i, self.batch_size, self.block_size, rank(), world_size())
         count = self.batch_size * self.block_size  # tokens that all ranks predict

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mini_transformer.config import ModelConfig
 from mini_transformer.model.decoder import Decoder
-from mini_transformer.model.dropout import RowDropout, drawn_mask, hashed_mask, seed_dropout
+from mini_transformer.model.dropout import RowDropout, drawn_mask, hashed_mask, seed_dropout, set_dropout
 
 
 def layers(fraction: float) -> torch.nn.Sequential:
@@ -51,11 +51,12 @@ def test_gradients_go_where_activations_went() -> None:
 
 @pytest.mark.parametrize("make", [drawn_mask, hashed_mask])
 @pytest.mark.parametrize("keep", [0.5, 0.8, 0.95])
-def test_masks_are_random_on_any_device(keep: float, make: Callable[[torch.Tensor, torch.Size, float], Any]) -> None:
+def test_masks_are_random_on_any_device(keep: float, make: Callable[..., Any]) -> None:
     seeds = torch.tensor([1, 2, 3, 2**62 + 5])
-    mask = make(seeds, torch.Size((4, 256, 512)), keep)
-    assert torch.equal(make(seeds[1:2], torch.Size((1, 256, 512)), keep)[0], mask[1])
-    assert torch.equal(make(seeds, torch.Size((4, 3, 5)), keep), mask.flatten(1)[:, :15].view(4, 3, 5))
+    share = keep if make is drawn_mask else torch.tensor(keep)
+    mask = make(seeds, torch.Size((4, 256, 512)), share)
+    assert torch.equal(make(seeds[1:2], torch.Size((1, 256, 512)), share)[0], mask[1])
+    assert torch.equal(make(seeds, torch.Size((4, 3, 5)), share), mask.flatten(1)[:, :15].view(4, 3, 5))
     kept = mask.float()
     assert kept.mean((1, 2)).tolist() == pytest.approx([keep] * 4, abs=3e-3)
     assert kept.mean((0, 1)).std().item() == pytest.approx((keep * (1 - keep) / 1024) ** 0.5, rel=0.15)  # by channel
@@ -63,6 +64,21 @@ def test_masks_are_random_on_any_device(keep: float, make: Callable[[torch.Tenso
     centred = (kept - keep).flatten(1)
     for one, other in ((centred[0], centred[1]), (centred[0][1:], centred[0][:-1]), (centred[2], centred[3])):
         assert abs((one * other).mean().item()) < 4 * keep * (1 - keep) / len(one) ** 0.5
+
+
+def test_the_fraction_goes_evenly_from_its_start_to_its_end() -> None:
+    model, x = layers(0.4), torch.ones(4, 64, 64)
+    for progress, dropped in ((0.0, 0.1), (0.5, 0.25), (1.0, 0.4)):
+        set_dropout(model, 0.1, progress)
+        seed_dropout(model, (1, 0, 0), range(4))
+        out = model[0](x)
+        assert (out == 0).float().mean().item() == pytest.approx(dropped, abs=0.01)
+        assert out.mean().item() == pytest.approx(1.0, abs=0.01)
+    set_dropout(model, 0.0, 0.0)
+    seed_dropout(model, (1, 0, 0), range(4))
+    assert torch.equal(model(x), x)
+    set_dropout(model, None, 0.3)
+    assert {layer.kept for layer in model} == {1 - 0.4}
 
 
 def test_nothing_is_dropped_in_evaluation_or_without_a_fraction() -> None:
