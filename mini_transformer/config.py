@@ -100,9 +100,7 @@ class OptimConfig:
     beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)
     beta2: float = option(0.99, "AdamW second-moment decay", ge=0.0, le=0.99999)
     grad_clip: float = option(1.0, "maximum gradient norm", gt=0.0)
-    dropout_start: float | None = option(
-        None, "dropout at the start of a phase (default: as at its end)", ge=0.0, le=0.9
-    )
+    dropout_start: float | None = option(None, "dropout when a phase starts (default: as at its end)", ge=0.0, le=0.9)
     teacher_weight: float = option(0.5, "share of the loss that the predictions of --teacher get", ge=0.0, le=1.0)
     balance_rate: float = option(1e-3, "step size of the router biases that balance the experts", ge=0.0)
 
@@ -133,9 +131,7 @@ class RunConfig:
     init_from: Path | None = option(None, "model to start from; base: the package's", metavar="DIR", local=True)
     teacher: tuple[Path, ...] = option((), "models whose predictions are learnt, too", metavar="DIR", local=True)
     ensemble: int = option(0, "first train N models of other seeds, as teachers of this one", ge=0, le=9)
-    fork: Path | None = option(
-        None, "go on with the unfinished run of --out-dir in DIR, with changed settings", metavar="DIR", local=True
-    )
+    fork: Path | None = option(None, "go on in DIR with the unfinished run of --out-dir", metavar="DIR", local=True)
     tensorboard: bool = option(False, "write the metrics for TensorBoard, too", local=True)
     device: str = option("auto", "auto: CUDA, MPS, then CPU", choices=("auto", "cpu", "cuda", "mps"), local=True)
     gpus: str | None = option(None, "ids of the GPUs to use: 0, 0,1 or all", metavar="ID", local=True)
@@ -270,6 +266,8 @@ def check(config: TrainConfig) -> None:
     check_text(config.text)
     if len(config.phases) == 1 and (shares := [name for name in ("preview", "replay") if getattr(config.text, name)]):
         raise UserError(f"`{shares[0]}`: goes with `pretrain_data` and `finetune_data`")
+    if config.optim.dropout_start and not config.model.dropout:
+        raise UserError("`dropout_start`: goes with a `dropout` above 0")
     check_model(config.model)
 
 

@@ -33,6 +33,10 @@ TWO = ("--pretrain-data", FABLES, "--finetune-data", FABLES)
         (["--data", FABLES, "--max-iters-pretrain", 5], "--max-iters-pretrain: belongs to training in two phases"),
         ([*TWO, "--lr", 0.1], "--lr: belongs to training in one phase (--data); here it is --lr-pretrain and"),
         ([FABLES], f"{FABLES}: there is no flag before it; see --help"),
+        (
+            ["--data", FABLES, "--dropout", 0, "--dropout-start", 0.1],
+            "--dropout-start: goes with a --dropout above 0",
+        ),
         (["--data", FABLES, "--n-head", 7], "--n-head: 7 heads do not divide a width (--n-embd) of 512"),
         (["--data", FABLES, "--n-embd", 30, "--n-head", 2], "--n-head: 2 heads do not divide"),
         (["--data", FABLES, "--n-kv-head", 3], "--n-kv-head: 3 does not divide the 8 heads"),

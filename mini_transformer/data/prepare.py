@@ -91,7 +91,7 @@ def prepare_data(config: TrainConfig) -> TrainingData:
             for _, corpus in group:
                 train = found[corpus].train
                 known = np.isin(train.hashes, held_out)
-                if known.all():  # nothing would be left
+                if known.any() and known.all():  # nothing would be left
                     log(f"{_names(phase)}: all documents are held out for validation, too; the loss will flatter")
                 elif known.any():
                     what = "1 document is" if known.sum() == 1 else f"{known.sum()} documents are"

@@ -61,7 +61,7 @@ def text_files(path: Path) -> list[Path]:
         return _files_of_a_folder(path)
     if not path.exists() and glob.has_magic(str(path)):
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        files = list({os.path.realpath(file): file for file in reversed(found)}.values())[::-1]  # links may lead round
+        files = sorted({os.path.realpath(file): file for file in reversed(found)}.values())  # links may lead round
         if not files:
             raise UserError(f"{path}: no file fits this pattern")
         return files

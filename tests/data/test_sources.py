@@ -120,6 +120,9 @@ def test_a_pattern_takes_no_file_twice(tmp_path: Path) -> None:
     (tmp_path / "sub" / "b.txt").write_text("deux")
     (tmp_path / "sub" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert [file.name for file in text_files(tmp_path / "**" / "*.txt")] == ["a.txt", "b.txt"]
+    (tmp_path / "c.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "d.txt").write_text("trois")
+    assert [file.name for file in text_files(tmp_path / "*.txt")] == ["a.txt", "d.txt"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
