@@ -72,14 +72,10 @@ def train_config(
         raise UserError("`data`: missing; say which text to train on, such as fables.txt")
     names, foreign = (("train",), TWO_PHASES) if missing else (("pretrain", "finetune"), ONE_PHASE)
     if wrong := [name for name in foreign if name in given]:
-        hint = (
-            ""
-            if missing or wrong[0] not in ("max_iters", "lr")
-            else f"; here it is `{wrong[0]}_pretrain` and `{wrong[0]}_finetune`"
-        )
-        raise UserError(
-            f"`{wrong[0]}`: belongs to training in {'two phases' if missing else 'one phase (`data`)'}{hint}"
-        )
+        where = "two phases" if missing else "one phase (`data`)"
+        if not missing and wrong[0] in ("max_iters", "lr"):
+            where += f"; here it is `{wrong[0]}_pretrain` and `{wrong[0]}_finetune`"
+        raise UserError(f"`{wrong[0]}`: belongs to training in {where}")
     dropped = (*foreign, "preview", "replay") if missing else foreign
     if given.get("tokenizer", "bpe") != "bpe":
         dropped = (*dropped, *OF_BPE)  # of the recipe's own tokenizer

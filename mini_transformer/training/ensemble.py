@@ -19,8 +19,8 @@ def with_own_teachers(config: TrainConfig) -> list[TrainConfig]:
     """The runs that a run consists of: those of its own teachers, if it has any, then itself.
 
     All teachers together get half of `max_minutes`, which each part counts from its own beginning: one that was stopped
-    leaves the others theirs. Raises `UserError` where the folder holds a run without teachers of
-    its own, and for a fork.
+    leaves the others theirs. Raises `UserError` where the folder holds a run without teachers of its own, and for a
+    fork.
     """
     run, number = config.run, config.run.ensemble
     if number == 0:
@@ -34,9 +34,8 @@ def with_own_teachers(config: TrainConfig) -> list[TrainConfig]:
     without = {name: value for name, value in config.fingerprints.items() if name != "teacher"}
     parts = []
     for i, folder in enumerate(folders, start=1):
-        part = replace(
-            run, out_dir=folder, seed=run.seed + i, max_minutes=run.max_minutes / (2 * number), teacher=(), ensemble=0
-        )
+        minutes = run.max_minutes / (2 * number)
+        part = replace(run, out_dir=folder, seed=run.seed + i, max_minutes=minutes, teacher=(), ensemble=0)
         parts.append(replace(config, run=part, fingerprints=without))
     own = replace(run, max_minutes=run.max_minutes / 2, teacher=(*run.teacher, *folders))
     return [*parts, replace(config, run=own)]
