@@ -71,7 +71,6 @@ class ModelConfig:
     def resolve(self, vocab_size: int) -> "ModelConfig":
         """The same with every 0 replaced by what it stands for."""
         experts_per_token = self.experts_per_token or min(2, self.n_experts)
-        per_expert = 8 / 3 * self.n_embd / experts_per_token
         stretched = self.rope.factor != 1  # of a model that began with a shorter context, which its positions follow
         return dataclasses.replace(
             self,
@@ -79,7 +78,7 @@ class ModelConfig:
             n_kv_head=self.n_kv_head or self.n_head,
             experts_per_token=experts_per_token,
             head_dim=self.head_dim or self.n_embd // self.n_head,
-            expert_hidden=self.expert_hidden or math.ceil(per_expert / 32) * 32,
+            expert_hidden=self.expert_hidden or math.ceil(self.n_embd / experts_per_token / 12) * 32,
             sliding_window=self.sliding_window or self.block_size,
             layer_types=self.layer_types or tuple((SLIDING, FULL)[i % 2] for i in range(self.n_layer)),
             rope=self.rope if stretched else dataclasses.replace(self.rope, original_context=self.block_size),
@@ -95,6 +94,7 @@ class OptimConfig:
     """How the weights are optimized."""
 
     batch_size: int = option(64, "number of blocks per iteration, over all processes", ge=1, le=2**20)
+    optimizer: str = option("adamw", "adamw, or muon for the matrices of blocks", choices=("adamw", "muon"))
     warmup_iters: int = option(100, "iterations of linear warm-up (at most a tenth of the phase)", ge=0)
     weight_decay: float = option(0.1, "decoupled weight decay of the matrices", ge=0.0)
     beta1: float = option(0.9, "AdamW first-moment decay", ge=0.0, le=0.9999)

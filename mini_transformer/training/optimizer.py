@@ -1,4 +1,4 @@
-"""AdamW for the weights, and the rule that balances the experts."""
+"""The optimizer of the weights, and the rule that balances the experts."""
 
 import torch
 from torch import nn
@@ -7,6 +7,7 @@ from mini_transformer.config import OptimConfig
 from mini_transformer.model.decoder import Decoder
 from mini_transformer.model.moe import Router
 from mini_transformer.training.distributed import sum_over_ranks
+from mini_transformer.training.muon import MOMENTUM, Muon
 from mini_transformer.training.parallel import add_to
 
 
@@ -15,15 +16,28 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith("bias")
 
 
-def make_optimizer(model: Decoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in two groups: with and without weight decay."""
+def in_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon takes it: the matrices of attention and experts, not embeddings, head and routers."""
+    return decays(name, parameter) and "_proj" in name
+
+
+def make_optimizer(model: Decoder, config: OptimConfig, precision: torch.dtype = torch.float32) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), with and without weight decay; with Muon if that is wanted.
+
+    `precision`: of Muon's products; weights and moments are float32.
+    """
     named = list(model.named_parameters())
-    matrices = [p for n, p in named if decays(n, p)]
+    muon = {n: p for n, p in named if config.optimizer == "muon" and in_muon(n, p)}
+    matrices = [p for n, p in named if decays(n, p) and n not in muon]
     others = [p for n, p in named if not decays(n, p)]
-    assert len({id(p) for p in matrices + others}) == len(matrices) + len(others) == len(named)
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    assert len({id(p) for p in matrices + others}) == len(matrices) + len(others) == len(named) - len(muon)
+    decay = config.weight_decay
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
     fused = named[0][1].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
+    if not muon:
+        return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
+    groups.append({"params": list(muon.values()), "weight_decay": decay, "momentum": MOMENTUM})
+    return Muon(groups, precision, lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
 
 
 def routers(model: Decoder) -> list[Router]:

@@ -76,7 +76,7 @@ class Trainer:
         self.micro_batches = prepare(self.passes, config, len(self.rows), rows)
         self.micro_batch_size = max(part.stop - part.start for part in self.micro_batches)
         self.validation_batch_size = rows
-        self.optimizer = make_optimizer(model, config.optim)
+        self.optimizer = make_optimizer(model, config.optim, precision)
         self.speed = Speed(model.config, self.batch_size * self.block_size, self.device, precision)
         self.phases = [(phase.name, phase.iters) for phase in config.phases]
         self.progress = Progress()
@@ -290,7 +290,7 @@ class Trainer:
     def _begin_phase(self, phase: int) -> None:
         """Go on to a phase from the best weights so far, with a fresh optimizer."""
         self.model.load_state_dict(self.best)
-        self.optimizer = make_optimizer(self.model, self.config.optim)
+        self.optimizer = make_optimizer(self.model, self.config.optim, self.precision)
         self.progress = Progress(phase, 0, self.progress.best_loss, self.progress.best_step)
         self._write_results()
 

@@ -17,6 +17,7 @@ from tests.training.processes import TORCHRUN, losses, processes, run, start, wa
 MICRO_BATCHES = ["--micro-batch-size", 1, "--eval-iters", 4]  # 7 rows: 3 and 4, in three micro-batches each
 SHAPES = {
     "experts": ["--dropout", 0.1, *MICRO_BATCHES],
+    "muon": ["--optimizer", "muon", "--lr", 2e-3, *MICRO_BATCHES],
     "dense": ["--dropout", 0.0, "--n-experts", 1, "--replay", 0.0],
 }
 
@@ -25,6 +26,7 @@ SHAPES = {
     ("parallel", "shape"),
     [
         ("ddp", "experts"),
+        ("fsdp", "muon"),
         pytest.param("fsdp", "experts", marks=pytest.mark.slow),
         pytest.param("ddp", "dense", marks=pytest.mark.slow),
         pytest.param("fsdp", "dense", marks=pytest.mark.slow),

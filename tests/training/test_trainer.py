@@ -101,7 +101,7 @@ def test_three_kills_leave_the_same_weights_as_none(tmp_path: Path) -> None:
     command = [ROOT / "train.py", "--pretrain-data", "first.txt", "--finetune-data", "second.txt", *TINY]
     command += ["--max-iters-pretrain", "40", "--max-iters-finetune", "40", "--eval-interval", "20"]
     command += ["--checkpoint-interval", "5", "--tokenizer", "bpe", "--vocab-size", "400", "--bpe-dropout", "0.1"]
-    command += ["--preview", "0.1", "--dropout-start", "0"]
+    command += ["--preview", "0.1", "--dropout-start", "0", "--optimizer", "muon"]
     whole = spawn([*command, "--out-dir", "whole"], tmp_path)
     assert whole.wait() == 0, whole.stderr and whole.stderr.read()
     continued = []

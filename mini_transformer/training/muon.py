@@ -1,0 +1,100 @@
+"""Muon for the matrices of the blocks, AdamW for all else.
+
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the momentum with all of its singular values
+made about 1, so that directions which gradients rarely take are learnt as fast as the others. `torch.optim.Muon` takes
+one matrix at a time, and no experts, which are several in one tensor.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+A, B, C = 3.4445, -4.7750, 2.0315  # of Jordan's polynomial A x + B x^3 + C x^5
+ROUNDS = 5
+MOMENTUM = 0.95
+SCALE = 0.2  # a step's root mean square, near AdamW's, so that one rate suits both (Liu et al. 2025, arXiv 2502.16982)
+TOGETHER = 2**22  # so many numbers are made orthogonal at once
+
+
+def orthogonal(x_nij: Tensor) -> Tensor:
+    """Matrices with the singular vectors of these, and singular values of 0.7 to 1.2 (Newton and Schulz).
+
+    What was below a thousandth of the largest may stay smaller.
+    """
+    if tall := x_nij.shape[-2] > x_nij.shape[-1]:
+        x_nij = x_nij.mT
+    x_nij = x_nij / x_nij.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ROUNDS):
+        square_nii = x_nij @ x_nij.mT
+        polynomial_nii = torch.baddbmm(square_nii, square_nii, square_nii, beta=B, alpha=C)
+        x_nij = torch.baddbmm(x_nij, polynomial_nii, x_nij, beta=A)
+    return x_nij.mT if tall else x_nij
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW but for groups that have a `momentum`: their tensors are matrices by the last two axes.
+
+    Under FSDP each rank makes whole matrices orthogonal, and takes its part of them. `precision`: of the products.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], precision: torch.dtype = torch.float32, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self.precision = precision
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One step; without a `closure`."""
+        assert closure is None
+        groups = self.param_groups
+        for group in groups:
+            if "momentum" in group:
+                self._step(**group)
+        self.param_groups = [group for group in groups if "momentum" not in group]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _step(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float, **_: Any) -> None:
+        for same in of_one_shape(p for p in params if p.grad is not None):
+            rows, columns = same[0].shape[-2:]
+            updates = torch.stack([whole(self._update(p, momentum)) for p in same])
+            steps = orthogonal(updates.flatten(0, -3).to(self.precision)).reshape_as(updates)
+            for parameter, step in zip(same, steps, strict=True):
+                parameter.mul_(1 - lr * weight_decay)
+                parameter.sub_(part(step, parameter), alpha=lr * SCALE * max(rows, columns) ** 0.5)
+
+    def _update(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Nesterov's: the gradient and what the momentum has become by it."""
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if not state:  # AdamW looks for a step when it takes up what was saved
+            state.update(step=torch.tensor(0.0), momentum_buffer=torch.zeros_like(parameter))
+        state["step"] += 1
+        return gradient.lerp(state["momentum_buffer"].lerp_(gradient, 1 - momentum), momentum)
+
+
+def of_one_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters, as many of one shape together as are made orthogonal at once."""
+    by_shape = defaultdict[torch.Size, list[Tensor]](list)
+    for parameter in parameters:
+        by_shape[parameter.shape].append(parameter)
+    for same in by_shape.values():
+        count = max(1, TOGETHER // same[0].numel())
+        yield from (same[i : i + count] for i in range(0, len(same), count))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this rank may have a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this rank has of a tensor that all have whole, if they share it `like` another."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
