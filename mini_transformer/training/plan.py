@@ -1,9 +1,9 @@
 """What a step needs, by formulas from the shape: memory, communication, floating-point operations.
 
 The counts of weights, gradients and optimizer are exact (of AdamW; Muon has less). Activations are what autograd keeps
-of the code as it is, counted operation by operation for a CPU; `tests/training/test_plan.py` holds them against torch's
-own profiler. On a GPU they are an estimate. Letters as in the model: T tokens of a block, C channels, Q heads times head
-size, F hidden size of an expert, K experts per token, E experts, V vocabulary.
+of the code as it is, counted operation by operation for a CPU; `tests/training/test_plan.py` holds them against
+torch's own profiler. On a GPU they are an estimate. Letters as in the model: T tokens of a block, C channels, Q heads
+times head size, F hidden size of an expert, K experts per token, E experts, V vocabulary.
 """
 
 import math
