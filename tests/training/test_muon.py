@@ -3,7 +3,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
 from mini_transformer.config import ModelConfig, OptimConfig
 from mini_transformer.model.decoder import Decoder
@@ -83,20 +82,3 @@ def test_an_expert_without_tokens_does_not_move_and_hurts_nobody() -> None:
     assert (weights[0] == 1).all()
     assert weights.isfinite().all()
     assert not (weights[1] == 1).any()
-
-
-def test_a_small_model_learns(tiny_config: ModelConfig) -> None:
-    torch.manual_seed(0)
-    model = Decoder(tiny_config)
-    optimizer = make_optimizer(model, OptimConfig(optimizer="muon"))
-    ids = torch.randint(50, (4, 16))
-    losses = []
-    for _ in range(30):
-        loss = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2

@@ -57,10 +57,11 @@ def test_the_rate_rises_then_falls_towards_zero(iters: int) -> None:
     assert all(a > b > 0 for a, b in pairwise(rates[top:]))
 
 
-def test_a_training_step_lowers_the_loss(tiny_config: ModelConfig) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_training_step_lowers_the_loss(tiny_config: ModelConfig, kind: str) -> None:
     torch.manual_seed(0)
     model = Decoder(tiny_config)
-    optimizer = make_optimizer(model, OptimConfig())
+    optimizer = make_optimizer(model, OptimConfig(optimizer=kind))
     ids = torch.randint(50, (4, 16))
     losses = []
     for _ in range(30):
