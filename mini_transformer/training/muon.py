@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mini_transformer.training.parallel import add_to, whole
 
 # a x + b x^3 + c x^5, one after the other; each brings what the one before makes of 0.02 to 1 as near to 1 as can be
 # (Amsel et al. 2025, arXiv 2505.16932), so three suffice
@@ -65,10 +66,10 @@ class Muon(torch.optim.AdamW):
         for same in of_one_shape(p for p in params if p.grad is not None):
             rows, columns = same[0].shape[-2:]
             updates = torch.stack([whole(self._update(p, momentum)) for p in same])
-            steps = orthogonal(updates.flatten(0, -3).to(self.precision)).reshape_as(updates)
+            steps = orthogonal(updates.flatten(0, -3).to(self.precision)).to(updates.dtype).reshape_as(updates)
             for parameter, step in zip(same, steps, strict=True):
                 parameter.mul_(1 - lr * weight_decay)
-                parameter.sub_(part(step, parameter), alpha=lr * SCALE * max(rows, columns) ** 0.5)
+                add_to(parameter, -lr * SCALE * max(rows, columns) ** 0.5 * step)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
         """Nesterov's: the gradient and what the momentum has become by it."""
@@ -88,15 +89,3 @@ def of_one_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     for same in by_shape.values():
         count = max(1, TOGETHER // same[0].numel())
         yield from (same[i : i + count] for i in range(0, len(same), count))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this rank may have a part."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def part(tensor: Tensor, like: Tensor) -> Tensor:
-    """What this rank has of a tensor that all have whole, if they share it `like` another."""
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

@@ -78,8 +78,7 @@ def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradients down to a norm; returns their norm before (a scalar)."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -92,12 +91,17 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 def gather(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors from the parts that the ranks have; they must all call this."""
-    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state.items()}
+    return {name: whole(tensor) for name, tensor in state.items()}
 
 
-def add_to(parameter: nn.Parameter, delta: Tensor) -> None:
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each rank may have a part; they must all call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def add_to(parameter: Tensor, delta: Tensor) -> None:
     """`parameter += delta`, where each rank has all of delta, and perhaps only its part of the parameter."""
     if isinstance(parameter, DTensor):
-        whole = DTensor.from_local(delta, parameter.device_mesh, run_check=False)
-        delta = whole.redistribute(placements=parameter.placements)
+        everywhere = DTensor.from_local(delta, parameter.device_mesh, run_check=False)
+        delta = everywhere.redistribute(placements=parameter.placements)
     parameter.add_(delta)
