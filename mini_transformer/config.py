@@ -189,7 +189,7 @@ class GenerateConfig:
     """What to write, and with which model."""
 
     model_dir: Path = option(Path("out"), "folder of the model", metavar="DIR")
-    prompt: str = option("", "text to continue; may be empty", metavar="TEXT")
+    prompt: str = option("", "text to continue; - reads it from standard input", metavar="TEXT")
     max_new_tokens: int = option(400, "number of tokens to write, beyond the context length too", ge=1)
     seed: int | None = option(None, "random seed (default: a new one, which is printed)", ge=0, le=2**63 - 1)
     num_samples: int = option(1, "number of texts to write, two blank lines between them", ge=1)

@@ -176,6 +176,18 @@ def test_writing_into_a_closed_pipe_is_no_error(trained: Path) -> None:
     assert result.stderr == b""
 
 
+def test_a_prompt_may_come_from_standard_input(trained: Path, call: Call) -> None:
+    flags = ["generate", "--model-dir", trained, "--max-new-tokens", 20, "--seed", 1, "--prompt"]
+    command = [sys.executable, "-m", "mini_transformer", *map(str, flags), "-"]
+    prompt = "Le loup et l'été,\n\nUn"  # as an editor on Windows saves it, with a last line feed
+    saved = f"\ufeff{prompt}\n".replace("\n", "\r\n").encode()
+    result = subprocess.run(command, input=saved, cwd=ROOT, capture_output=True)
+    assert result.stdout.decode() == call(*flags, prompt)[1]
+    refused = subprocess.run(command, input="été".encode("latin-1"), cwd=ROOT, capture_output=True)
+    message = "generate: --prompt: standard input is not UTF-8 text (invalid continuation byte at byte 0)\n"
+    assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (2, b"", message)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [([], "the following arguments are required: --data"), (["--data", "none.txt"], "none.txt: no such file")],

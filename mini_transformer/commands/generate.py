@@ -31,15 +31,27 @@ def main(argv: Sequence[str]) -> int:
     if config.seed is None and sampling.temperature:
         print(f"seed {seed}", file=sys.stderr)
     settings = dataclasses.asdict(sampling) | {"seed": seed, "stop_at_end": config.stop_at_end}
-    texts = [config.prompt] * config.num_samples
+    prompt = _standard_input() if config.prompt == "-" else config.prompt
+    texts = [prompt] * config.num_samples
     pieces = engine.stream_batch(texts, config.max_new_tokens, **settings)
-    print(config.prompt, end="", flush=True)
+    print(prompt, end="", flush=True)
     for number, piece in pieces:  # of all texts at once: the first is shown as it is written
         if number == 0:
             print(piece, end="", flush=True)
         texts[number] += piece
     print(*("", *texts[1:]), sep=DOCUMENT_SEPARATOR)
     return 0
+
+
+def _standard_input() -> str:
+    """All of it. The last line feed is the file's, not the text's. Raises `UserError` if it is not UTF-8."""
+    from mini_transformer.data.reading import normalise
+    from mini_transformer.errors import UserError
+
+    try:
+        return "".join(normalise([sys.stdin.buffer.read().decode()])).removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"`prompt`: standard input is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def _another_model() -> Path:
