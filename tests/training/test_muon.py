@@ -31,7 +31,7 @@ def test_each_matrix_takes_the_steps_of_the_library(
     shape: tuple[int, ...], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(muon, "POLYNOMIALS", 5 * [(3.4445, -4.7750, 2.0315)])  # the library's
-    monkeypatch.setattr(muon, "ABOVE", 1.0)
+    monkeypatch.setattr(muon, "bound", lambda fourth_nii: torch.ones(len(fourth_nii), 1, 1))
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(shape))
     theirs = [nn.Parameter(part.clone()) for part in ours.detach().reshape(-1, *shape[-2:])]
