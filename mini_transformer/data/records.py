@@ -5,6 +5,7 @@ Parquet needs `pyarrow`, the Hub needs `datasets`: extras, imported when such a 
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ KINDS = dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "json")
 KINDS |= {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 ROWS = 1024  # of a Parquet file that are read at once
 SHOWN_RECORDS, SHOWN_FIELDS, SHOWN_LENGTH = 3, 20, 40  # in messages: records, names of fields, characters of a name
+_SPACE = re.compile(r"\s*")
 
 _logged: set[str] = set()  # sources whose unreadable records have been reported: each is read more than once
 
@@ -90,21 +92,27 @@ def _damaged(path: Path, why: object) -> UserError:
 
 
 def _json(path: Path, reader: ReaderConfig) -> Iterator[Any]:
-    """One record per line; or one list of records, which is read as a whole, and may be a list of texts."""
+    """One record per line; or, read as a whole, records that take several lines, or lists of records or of texts."""
     lines = ((number, line) for number, line in enumerate(read_lines(path, reader.encoding), 1) if line.strip())
-    first = True
-    for number, line in lines:
+    for i, (number, line) in enumerate(lines):
         try:
-            if first and line.lstrip()[0] == "[":
-                for record in json.loads(line + "".join(rest for _, rest in lines)):
-                    yield {reader.text_field: record} if isinstance(record, str) else record
-            elif first and line.lstrip()[0] != "{":
+            if i == 0 and line.lstrip()[0] not in "[{":
                 raise ValueError(f"it begins with {line.strip()[:20]!r}, not with a record or a list of records")
-            else:
-                yield json.loads(line)
+            if i == 0 and line.strip()[-1] not in "]}":
+                line += "".join(rest for _, rest in lines)
+            for value in _values(line):
+                for record in value if isinstance(value, list) else [value]:
+                    yield {reader.text_field: record} if isinstance(record, str) else record
         except (ValueError, RecursionError) as error:
             raise _damaged(path, f"line {number}: {error}") from None
-        first = False
+
+
+def _values(text: str) -> Iterator[Any]:
+    """All JSON values of a text, one after the other."""
+    decoder, at = json.JSONDecoder(), 0
+    while (start := _SPACE.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it matches nothing, too
+        value, at = decoder.raw_decode(text, start)
+        yield value
 
 
 def _csv(path: Path, reader: ReaderConfig) -> Iterator[Any]:
