@@ -98,11 +98,13 @@ def _json(path: Path, reader: ReaderConfig) -> Iterator[Any]:
         try:
             if i == 0 and line.lstrip()[0] not in "[{":
                 raise ValueError(f"it begins with {line.strip()[:20]!r}, not with a record or a list of records")
-            if i == 0 and line.strip()[-1] not in "]}":
+            if i == 0 and (line.lstrip()[0] == "[" or line.rstrip()[-1] != "}"):
                 line += "".join(rest for _, rest in lines)
             for value in _values(line):
-                for record in value if isinstance(value, list) else [value]:
-                    yield {reader.text_field: record} if isinstance(record, str) else record
+                if isinstance(value, list):
+                    yield from ({reader.text_field: record} if isinstance(record, str) else record for record in value)
+                else:
+                    yield value
         except (ValueError, RecursionError) as error:
             raise _damaged(path, f"line {number}: {error}") from None
 

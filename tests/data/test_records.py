@@ -66,6 +66,7 @@ def test_records_are_documents(tmp_path: Path, name: str) -> None:
         ("d.jsonlines", '\ufeff{"text": "été"}\n', "utf8", ["été"]),
         ("D.JSONL.GZ", '{"text": "été"}\n', "cp1252", ["été"]),
         ("list.json", ' ["été", "deux"]', "utf-8", ["été", "deux"]),
+        ("lines.json", '[{"text": "été"}\n,{"text": "deux"}]\n', "utf-8", ["été", "deux"]),
         ("jq.json", '{\n  "text": "été"\n}\n{\n  "text": "deux"\n}\n', "utf-8", ["été", "deux"]),
         ("a[1]*.jsonl", '{"text": "été"}\n', "utf-8", ["été"]),  # not a pattern
         ("UP.CSV", "n,text\n1,été\n", "cp1252", ["été"]),
