@@ -96,9 +96,12 @@ def _json(path: Path, reader: ReaderConfig) -> Iterator[Any]:
     lines = ((number, line) for number, line in enumerate(read_lines(path, reader.encoding), 1) if line.strip())
     for i, (number, line) in enumerate(lines):
         try:
-            if i == 0 and line.lstrip()[0] not in "[{":
+            if i > 0:
+                yield json.loads(line)
+                continue
+            if line.lstrip()[0] not in "[{":
                 raise ValueError(f"it begins with {line.strip()[:20]!r}, not with a record or a list of records")
-            if i == 0 and (line.lstrip()[0] == "[" or line.rstrip()[-1] != "}"):
+            if line.lstrip()[0] == "[" or line.rstrip()[-1] != "}":
                 line += "".join(rest for _, rest in lines)
             for value in _values(line):
                 if isinstance(value, list):
